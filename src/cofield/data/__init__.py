@@ -1,0 +1,42 @@
+"""Sources of frames: whatever has a length and gives a `Frame` for an index."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from cofield.classes import Classes
+from cofield.frame import Frame
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set, or one split of it, ordered by scene and then by time.
+
+    `source[i]` is a pure function of i: it may be called in any order and from any process.
+    `point_classes` names what `Points.labels` count, None where points have no labels;
+    `box_classes` likewise for `Boxes.label`.
+    """
+
+    name: str
+    box_classes: Classes | None
+    point_classes: Classes | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Frame: ...
+
+    def scenes(self) -> list[str]:
+        """The scene of every frame, without reading any."""
+        ...
+
+
+def open_source(name: str, root: Path | str | None = None, split: str = "train") -> Source:
+    """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`."""
+    kind, _, rest = name.partition(":")
+    match kind:
+        case "world":
+            from cofield.data.simulate import World
+
+            preset, _, town = rest.partition("@")
+            return World(preset, town=town or "tune", split=split)
+        case _:
+            raise ValueError(f"no source is called {name!r}; there is world:PRESET")

@@ -1,0 +1,1 @@
+"""Metrics: accumulate, then compute. They know no model."""

@@ -1,0 +1,1 @@
+"""Networks: plain constructors, no configuration, no loss weights."""

@@ -1,0 +1,1 @@
+"""What is slow: a readable reference each, and kernels beside it."""

@@ -1,0 +1,1 @@
+"""Configurations, recipes, the wiring, and the tasks that train."""

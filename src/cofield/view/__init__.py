@@ -1,0 +1,1 @@
+"""Looking: pictures, reports, and what the machine offers."""

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from cofield.classes import (
+    COMMON,
+    DETECTION,
+    LIDARSEG,
+    MAP_LAYERS,
+    SEMANTICKITTI,
+    UNKNOWN,
+    translate,
+    translation,
+)
+
+
+def test_the_label_spaces_have_their_official_sizes() -> None:
+    assert [len(each) for each in (DETECTION, LIDARSEG, SEMANTICKITTI, MAP_LAYERS)] == [10, 16, 19, 6]
+
+
+def test_translating_into_the_common_space_groups_classes() -> None:
+    labels = torch.tensor([LIDARSEG.index("bicycle"), LIDARSEG.index("driveable_surface"), UNKNOWN])
+    expected = [COMMON.index("two_wheeler"), COMMON.index("road"), UNKNOWN]
+    assert translate(labels, LIDARSEG, COMMON).tolist() == expected
+
+
+def test_a_class_without_counterpart_becomes_unknown() -> None:
+    table = translation(LIDARSEG, SEMANTICKITTI)
+    assert table[LIDARSEG.index("traffic_cone")] == UNKNOWN
+    assert table[LIDARSEG.index("pedestrian")] == SEMANTICKITTI.index("person")
+    assert table[LIDARSEG.index("sidewalk")] == SEMANTICKITTI.index("sidewalk")
+    # Four classes of SemanticKITTI are man-made: none of them is *the* counterpart.
+    assert table[LIDARSEG.index("manmade")] == UNKNOWN
+
+
+def test_within_one_space_nothing_changes() -> None:
+    assert translation(DETECTION, DETECTION).tolist() == list(range(10))
+
+
+def test_spaces_and_names_that_do_not_exist_are_named() -> None:
+    with pytest.raises(ValueError, match="no class 'tram'; it has car, truck"):
+        DETECTION.index("tram")
+    with pytest.raises(ValueError, match="no translation for map-layers"):
+        translation(MAP_LAYERS, DETECTION)
