@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+
+from cofield.classes import SEMANTICKITTI, UNKNOWN
+from cofield.data.kitti import LIDAR_HEIGHT
+from cofield.data.semantickitti import MOVING, SemanticKitti, label_table
+from cofield.geometry import inverse
+
+
+def test_real_scans_have_the_known_points_and_labels(realdata):
+    source = SemanticKitti(realdata / "semantickitti")
+    frames = list(source)
+    assert [frame.token for frame in frames] == ["00/000000", "00/000001"]
+    assert [len(frame.points) for frame in frames] == [124668, 124605]
+    assert source.point_classes == SEMANTICKITTI
+    present = {SEMANTICKITTI.names[label] for label in frames[0].points.labels.unique().tolist() if label >= 0}
+    assert {"car", "road", "sidewalk", "building", "vegetation"} <= present
+    # Road points lie at height zero, where the LiDAR is 1.73 m up.
+    road = frames[0].points.labels == SEMANTICKITTI.index("road")
+    assert frames[0].points.xyz_ego[road, 2].median().abs() < 0.15
+
+
+def test_the_real_second_scan_is_where_the_poses_say(realdata):
+    frames = list(SemanticKitti(realdata / "semantickitti"))
+    ego_T_lidar = torch.eye(4, dtype=torch.float64)
+    ego_T_lidar[2, 3] = LIDAR_HEIGHT
+    first, second = (frame.world_T_ego @ ego_T_lidar for frame in frames)
+    assert (inverse(first) @ second)[:3, 3].tolist() == pytest.approx([0.859, 0.047, 0.022], abs=6e-4)
+    assert frames[1].time == pytest.approx(0.1037359)
+
+
+def sequence(root, number="00", stems=("000002", "000005"), label=0, labels="labels"):
+    folder = root / "sequences" / number
+    (folder / "velodyne").mkdir(parents=True, exist_ok=True)
+    (folder / labels).mkdir(exist_ok=True)
+    # A camera that looks along the LiDAR's x axis, with no offset.
+    (folder / "calib.txt").write_text("P2: 700 0 600 0 0 710 170 0 0 0 1 0\nTr: 0 -1 0 0 0 0 -1 0 1 0 0 0\n")
+    poses = [[1, 0, 0, 0.5 * n, 0, 1, 0, 0, 0, 0, 1, 2.0 * n] for n in range(6)]
+    np.savetxt(folder / "poses.txt", poses)
+    np.savetxt(folder / "times.txt", [0.11 * n for n in range(6)])
+    for stem in stems:
+        np.array([[1, 2, 3, 0.5], [4, 5, 6, 0.75]], np.float32).tofile(folder / "velodyne" / f"{stem}.bin")
+        np.array([label, label], np.uint32).tofile(folder / labels / f"{stem}.label")
+    return folder
+
+
+def test_frames_are_found_by_name_and_posed_by_number(tmp_path):
+    sequence(tmp_path)
+    frames = list(SemanticKitti(tmp_path))
+    assert [frame.token for frame in frames] == ["00/000002", "00/000005"]
+    # Camera z is ego x, camera x is ego -y.
+    assert [frame.world_T_ego[:3, 3].tolist() for frame in frames] == [
+        pytest.approx([4.0, -1.0, 0.0]),
+        pytest.approx([10.0, -2.5, 0.0]),
+    ]
+    assert [frame.time for frame in frames] == pytest.approx([0.22, 0.55])
+
+
+def test_without_poses_and_times_frames_stand_still_at_ten_a_second(tmp_path):
+    folder = sequence(tmp_path)
+    (folder / "poses.txt").unlink()
+    (folder / "times.txt").unlink()
+    frame = SemanticKitti(tmp_path)[1]
+    assert torch.equal(frame.world_T_ego, torch.eye(4, dtype=torch.float64))
+    assert frame.time == pytest.approx(0.5)
+
+
+def test_a_scan_beyond_the_poses_is_refused(tmp_path):
+    sequence(tmp_path, stems=("000006",))
+    with pytest.raises(ValueError, match=r"times\.txt has 6 lines but there is a scan 000006"):
+        SemanticKitti(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "moving"),
+    [
+        (0, None, None),
+        (1, None, None),
+        (10, "car", "car"),
+        (13, "other-vehicle", "other-vehicle"),
+        (16, "other-vehicle", "other-vehicle"),
+        (18, "truck", "truck"),
+        (31, "bicyclist", "bicyclist"),
+        (44, "parking", "parking"),
+        (52, None, None),
+        (60, "road", "road"),
+        (81, "traffic-sign", "traffic-sign"),
+        (99, None, None),
+        (252, "car", "moving-car"),
+        (253, "bicyclist", "moving-bicyclist"),
+        (254, "person", "moving-person"),
+        (255, "motorcyclist", "moving-motorcyclist"),
+        (256, "other-vehicle", "moving-other-vehicle"),
+        (257, "other-vehicle", "moving-other-vehicle"),
+        (258, "truck", "moving-truck"),
+        (259, "other-vehicle", "moving-other-vehicle"),
+    ],
+)
+def test_numbers_mean_what_the_definition_says(number, name, moving):
+    assert int(label_table(False)[number]) == (UNKNOWN if name is None else SEMANTICKITTI.index(name))
+    assert int(label_table(True)[number]) == (UNKNOWN if moving is None else MOVING.index(moving))
+
+
+def test_every_class_has_a_number():
+    assert set(label_table(False).tolist()) == {UNKNOWN, *range(19)}
+    assert set(label_table(True).tolist()) == {UNKNOWN, *range(25)}
+
+
+def test_instances_are_tracks_of_their_class_whether_moving_or_not(tmp_path):
+    folder = sequence(tmp_path, stems=("000000",))
+    np.array([10 | 3 << 16, 252 | 3 << 16], np.uint32).tofile(folder / "labels/000000.label")
+    points = SemanticKitti(tmp_path)[0].points
+    assert points.instances[0] == points.instances[1] != UNKNOWN
+    np.array([10 | 3 << 16, 30 | 3 << 16], np.uint32).tofile(folder / "labels/000000.label")
+    points = SemanticKitti(tmp_path)[0].points
+    assert points.instances[0] != points.instances[1]
+    np.array([10, 40], np.uint32).tofile(folder / "labels/000000.label")
+    assert SemanticKitti(tmp_path)[0].points.instances.tolist() == [UNKNOWN, UNKNOWN]
+
+
+def test_scribbles_teach_and_full_labels_judge(tmp_path):
+    sequence(tmp_path, "00", label=10, labels="scribbles")
+    sequence(tmp_path, "08", label=30)
+    train, val = (SemanticKitti(tmp_path, split, scribbles=True) for split in ("train", "val"))
+    assert train.name == "scribblekitti"
+    assert train[0].points.labels.tolist() == [SEMANTICKITTI.index("car")] * 2
+    assert val[0].points.labels.tolist() == [SEMANTICKITTI.index("person")] * 2
+
+
+def test_a_test_split_has_points_without_labels(tmp_path):
+    folder = sequence(tmp_path, "11")
+    for path in (folder / "labels").iterdir():
+        path.unlink()
+    (folder / "labels").rmdir()
+    source = SemanticKitti(tmp_path, "test")
+    assert source.point_classes is None
+    assert source[0].points.labels is None
+
+
+def test_images_come_from_the_odometry_data_set(tmp_path):
+    from PIL import Image
+
+    folder = sequence(tmp_path)
+    (folder / "image_2").mkdir()
+    Image.new("RGB", (60, 20)).save(folder / "image_2/000002.png")
+    (camera,) = SemanticKitti(tmp_path, cameras=("image_2",))[0].cameras
+    assert camera.image.shape == (3, 20, 60)
+    point = torch.tensor([[8.0, -2.0, LIDAR_HEIGHT - 1.0]])
+    pix = (camera.pix_T_ego[:3, :3] @ point.T)[:, 0] + camera.pix_T_ego[:3, 3]
+    assert (pix[:2] / pix[2]).tolist() == pytest.approx([700 * 2 / 8 + 600, 710 * 1 / 8 + 170], abs=1e-3)
+
+
+def test_a_label_file_of_another_length_is_refused(tmp_path):
+    folder = sequence(tmp_path)
+    np.zeros(3, np.uint32).tofile(folder / "labels/000005.label")
+    with pytest.raises(ValueError, match=r"000005\.label holds 3 labels for a scan of 2 points"):
+        SemanticKitti(tmp_path)[1]
+
+
+def test_a_wrong_root_or_split_says_what_is_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no scans of split 'val' \(sequences 08"):
+        SemanticKitti(tmp_path, "val")
+    with pytest.raises(ValueError, match="split is one of train, val, trainval, test or a sequence's number"):
+        SemanticKitti(tmp_path, "validation")
