@@ -101,7 +101,7 @@ def test_the_visible_batch_has_nothing_of_what_is_hidden_and_the_batch_itself_is
     pixels = hidden.pixels(16, 40)
     assert pixels[..., :4, :4].all(-1).all(-1).equal(hidden.patches[..., 0, 0])
     assert not seen.images.permute(0, 1, 3, 4, 2)[pixels].any()
-    assert torch.equal(seen.valid, ~pixels)
+    assert torch.equal(seen.valid, batch.valid)
     assert torch.equal(seen.points.xyz_ego, before[1][~hidden.points])
     assert seen.offsets[-1] == (~hidden.points).sum()
     assert seen.offsets[1] == (~hidden.points[:50]).sum()

@@ -12,8 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cofield.geometry import inverse, rotate, transform, wrap_angle, yaw_of, yaw_rotation
+from cofield.draw import Key, generator
+from cofield.geometry import inverse, project, rotate, transform, wrap_angle, yaw_of, yaw_rotation
 from cofield.grid import Grid
+
+NEAREST = 0.1  # metres: what is closer to a pinhole than this is on the car
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Camera:
         image: colours 0..1 at the image's own size, undistorted.
         cam_T_ego: the camera at its exposure, seen from ego(t): it holds the car's motion between the two.
         time: of the exposure, in the frame's clock.
+        valid: where the image is image, and not the black beyond its border; None where all of it is.
         depth, semantics, instances: per-pixel truth where the source has it; depth is along z, infinite for the
             sky; semantics are labels; instances are the boxes' track ids, UNKNOWN elsewhere.
     """
@@ -36,6 +40,7 @@ class Camera:
     depth: Float[Tensor, "h w"] | None = None
     semantics: Int[Tensor, "h w"] | None = None
     instances: Int[Tensor, "h w"] | None = None
+    valid: Bool[Tensor, "h w"] | None = None
 
     @property
     def pix_T_ego(self) -> Float[Tensor, "4 4"]:
@@ -173,6 +178,21 @@ class Hidden:
 
 
 @dataclass(frozen=True)
+class SeenPoints:
+    """Points where cameras see them: a row per point and camera.
+
+    Args:
+        point: the row of the batch's point table.
+        pixel: the flat index into [b n h w].
+        depth: along the camera's axis.
+    """
+
+    point: Int[Tensor, "n"]
+    pixel: Int[Tensor, "n"]
+    depth: Float[Tensor, "n"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Frames side by side; points of all frames in one table, in the order of the frames.
 
@@ -181,6 +201,7 @@ class Batch:
         sample: the frame that each point is of, ascending.
         offsets: frame b's points are rows offsets[b] to offsets[b + 1].
         points: their `origin` counts rows of this batch's `origins_ego`.
+        epochs: how often each frame was seen before; draws depend on it.
     """
 
     images: Float[Tensor, "b n 3 h w"]
@@ -192,6 +213,7 @@ class Batch:
     offsets: Int[Tensor, "b1"]
     origins_ego: Float[Tensor, "s 3"]
     tokens: tuple[str, ...]
+    epochs: tuple[int, ...]
     boxes: tuple[Boxes | None, ...]
     maps: Bool[Tensor, "b m y x"] | None = None
 
@@ -206,16 +228,35 @@ class Batch:
     def ego_T_cam(self) -> Float[Tensor, "b n 4 4"]:
         return inverse(self.cam_T_ego)
 
+    def draw(self, frame: int, seed: Key, *purpose: Key) -> torch.Generator:
+        """The generator of one frame's draws for a purpose: the same in whatever batch or process the frame is."""
+        return generator(seed, self.epochs[frame], self.tokens[frame], *purpose)
+
     def select_points(self, keep: Bool[Tensor, "p"]) -> "Batch":
         """The same batch with fewer points."""
         sample = self.sample[keep]
         return replace(self, points=self.points.select(keep), sample=sample, offsets=_offsets(sample, len(self)))
 
     def visible(self, hidden: Hidden) -> "Batch":
-        """The batch without what is hidden: points dropped, hidden pixels black and not valid."""
+        """The batch without what is hidden: points dropped, hidden pixels black."""
         seen = ~hidden.pixels(*self.images.shape[-2:])
-        bare = replace(self, images=self.images * seen[:, :, None], valid=self.valid & seen)
-        return bare.select_points(~hidden.points)
+        return replace(self, images=self.images * seen[:, :, None]).select_points(~hidden.points)
+
+    def seen_points(self) -> "SeenPoints":
+        """Every point in every camera whose image it falls on, whether or not something else hides it."""
+        cameras, height, width = self.valid.shape[1:]
+        if not cameras or not len(self.points):
+            none = self.sample.new_zeros(0)
+            return SeenPoints(none, none, self.points.xyz_ego.new_zeros(0))
+        pix_T_ego = self.pix_T_ego[self.sample]  # P N 4 4
+        uv, depth = project(pix_T_ego, self.points.xyz_ego[:, None, None].expand(-1, cameras, 1, 3))
+        uv, depth = uv[:, :, 0], depth[:, :, 0]
+        size = uv.new_tensor([width, height])
+        point, view = ((depth > NEAREST) & (uv >= 0).all(-1) & (uv < size).all(-1)).nonzero(as_tuple=True)
+        column, row = uv[point, view].long().unbind(-1)
+        pixel = ((self.sample[point] * cameras + view) * height + row) * width + column
+        seen = self.valid.flatten()[pixel]
+        return SeenPoints(point[seen], pixel[seen], depth[point, view][seen])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch on another device."""
@@ -226,7 +267,7 @@ class Batch:
         return _mapped(self, Tensor.pin_memory)
 
 
-def collate(frames: list[Frame]) -> Batch:
+def collate(frames: list[Frame], epochs: list[int] | None = None) -> Batch:
     """Frames as one batch; smaller images are padded below and on the right."""
     if not frames:
         raise ValueError("a batch needs at least one frame")
@@ -255,6 +296,7 @@ def collate(frames: list[Frame]) -> Batch:
         offsets=_offsets(sample, len(frames)),
         origins_ego=torch.cat([frame.origins_ego for frame in frames]),
         tokens=tuple(frame.token for frame in frames),
+        epochs=tuple(epochs) if epochs else (0,) * len(frames),
         boxes=tuple(frame.boxes for frame in frames),
         maps=_stacked_maps([frame.maps for frame in frames]),
     )

@@ -109,10 +109,10 @@ class Grid(ABC):
         ]
         return f"{', '.join(parts)}, zero at {self.origin_ego}"
 
-    def to_plain(self) -> dict[str, str | list[float]]:
+    def to_plain(self) -> dict[str, object]:
         """A dictionary of numbers and lists, for headers and YAML."""
-        values: dict[str, str | list[float]] = {"kind": type(self).__name__}
-        return values | {field.name: list(getattr(self, field.name)) for field in fields(self)}
+        values: dict[str, object] = {field.name: list(getattr(self, field.name)) for field in fields(self)}
+        return {"kind": type(self).__name__} | values
 
 
 @dataclass(frozen=True)

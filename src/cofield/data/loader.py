@@ -1,0 +1,105 @@
+"""Batches in an order that is a function of the seed and the step."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cofield.data import Source
+from cofield.draw import generator
+from cofield.frame import Batch, Frame, collate
+
+Place = tuple[int, int]  # epoch, index
+
+
+@dataclass(frozen=True)
+class Order:
+    """Batches of places in a source, from step `start` on, without end.
+
+    Every epoch is a permutation of the frames; a batch may span two epochs, so none is smaller than another.
+    """
+
+    length: int
+    batch: int
+    seed: int
+    start: int = 0
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        epoch, order = -1, torch.empty(0, dtype=torch.long)
+        place = self.start * self.batch
+        while True:
+            rows = []
+            for position in range(place, place + self.batch):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = torch.randperm(self.length, generator=generator(self.seed, epoch, "order"))
+                rows.append((epoch, int(order[position % self.length])))
+            place += self.batch
+            yield rows
+
+
+class _Frames(Dataset):
+    """Frames by place, changed by the epoch's augmentation."""
+
+    def __init__(self, source: Source, change: Callable[[Frame, int], Frame] | None) -> None:
+        self.source, self.change = source, change
+
+    def __getitem__(self, place: Place) -> tuple[Frame, int]:
+        epoch, index = place
+        frame = self.source[index]
+        return (frame if self.change is None else self.change(frame, epoch)), epoch
+
+
+def training_batches(
+    source: Source,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    change: Callable[[Frame, int], Frame] | None = None,
+) -> DataLoader:
+    """Endless batches for training, from step `start` on."""
+    if not len(source):
+        raise ValueError(f"{source.name} has no frames to train on")
+    return _loader(_Frames(source, change), Order(len(source), batch, seed, start), workers)
+
+
+def evaluation_batches(source: Source, batch: int, indices: list[int], workers: int = 0) -> DataLoader:
+    """The frames at `indices`, in that order, once."""
+    rows = [[(0, index) for index in indices[i : i + batch]] for i in range(0, len(indices), batch)]
+    return _loader(_Frames(source, None), rows, workers)
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Up to `count` indices, evenly spread over `length` frames."""
+    count = min(count, length)
+    return [i * length // count for i in range(count)]
+
+
+def _loader(frames: _Frames, order: Order | list[list[Place]], workers: int) -> DataLoader:
+    context: BaseContext | None = None
+    if workers:
+        # A forked child of a process that has run parallel kernels dies; a fork server never ran any.
+        context = torch.multiprocessing.get_context("forkserver")
+    return DataLoader(
+        frames,
+        batch_sampler=order,  # pyright: ignore[reportArgumentType]
+        collate_fn=_together,
+        num_workers=workers,
+        multiprocessing_context=context,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),
+    )
+
+
+def _together(rows: list[tuple[Frame, int]]) -> Batch:
+    frames, epochs = zip(*rows, strict=True)
+    return collate(list(frames), list(epochs))
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

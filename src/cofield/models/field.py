@@ -1,0 +1,103 @@
+"""A volume of features as a field: density and named channels at any point."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cofield.frame import Batch, Hidden
+from cofield.grid import Volume
+from cofield.models.blocks import Layers, mlp
+from cofield.ops.sample import sample
+
+# How a channel's raw value becomes what it stands for. Channels without an entry are used as they are.
+ACTIVATIONS = {"colour": torch.sigmoid}
+
+
+class Field(nn.Module):
+    """f(x, d) -> density and named channels.
+
+    The feature at x, interpolated, and the encoded place of x in the grid give the density; with the encoded
+    direction they give the channels. Density is a softplus with a bias, so an empty ray still has a gradient.
+
+    Args:
+        channels: the width of each named channel, colour 3 for instance.
+        emptiness: the density's bias at the start; -2 makes a metre of fresh field 12 % opaque.
+    """
+
+    def __init__(
+        self, features: int, channels: dict[str, int], width: int = 64, octaves: int = 4, emptiness: float = -2.0
+    ) -> None:
+        super().__init__()
+        self.channels, self.octaves = channels, octaves
+        self.body = Layers(*mlp(features + 6 * octaves, width, width), nn.ReLU())
+        last = nn.Linear(width, 1)
+        nn.init.constant_(last.bias, emptiness)
+        self.density = Layers(last)
+        self.value = mlp(width + 9, width // 2, sum(channels.values())) if channels else None
+
+    def forward(
+        self,
+        volume: Volume,
+        xyz_ego: Float[Tensor, "r s 3"],
+        direction: Float[Tensor, "r 3"],
+        sample_of: Int[Tensor, "r"],
+    ) -> tuple[Float[Tensor, "r s"], dict[str, Float[Tensor, "r s c"]]]:
+        """Density and channels at samples along rays."""
+        unit = volume.grid.to_unit(xyz_ego)
+        which = sample_of[:, None].expand(unit.shape[:2]).flatten()
+        feature = sample(volume.features, unit.flatten(0, 1), which, volume.grid.wraps).unflatten(0, unit.shape[:2])
+        body = self.body(torch.cat([feature, waves(unit, self.octaves)], -1))
+        density = F.softplus(self.density(body).float())[..., 0]
+        if self.value is None:
+            return density, {}
+        seen = squares(direction)[:, None].expand(*unit.shape[:2], -1)
+        raw = self.value(torch.cat([body, seen.to(body.dtype)], -1)).float()
+        parts = dict(zip(self.channels, raw.split(list(self.channels.values()), -1), strict=True))
+        return density, {name: ACTIVATIONS.get(name, _as_it_is)(part) for name, part in parts.items()}
+
+
+class Background(nn.Module):
+    """The colour behind everything: of the direction, and of what the camera sees at the top, middle and bottom.
+
+    The paper's field ends at the grid; sky and far houses do not. The mean visible colours of the image's three
+    bands carry the weather and the light without letting the image be painted past the field.
+    """
+
+    bands = 3
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = mlp(9 + 3 * self.bands, width, 3)
+
+    def forward(self, direction: Float[Tensor, "r 3"], light: Float[Tensor, "r k"]) -> Float[Tensor, "r 3"]:
+        return torch.sigmoid(self.layers(torch.cat([squares(direction), light * 2 - 1], -1)).float())
+
+
+def light(seen: Batch, hidden: Hidden | None) -> Float[Tensor, "b n k"]:
+    """The mean visible colour of the top, middle and bottom band of every image; grey where nothing is visible."""
+    visible = seen.valid if hidden is None else seen.valid & ~hidden.pixels(*seen.images.shape[-2:])
+    bands = []
+    for rows in torch.arange(seen.images.shape[-2], device=visible.device).tensor_split(Background.bands):
+        count = visible[:, :, rows].sum((-2, -1))[..., None]
+        total = (seen.images[:, :, :, rows] * visible[:, :, None, rows]).sum((-2, -1))
+        bands.append(torch.where(count > 0, total / count.clamp(min=1), 0.5))
+    return torch.cat(bands, -1)
+
+
+def waves(unit: Float[Tensor, "*n 3"], octaves: int) -> Float[Tensor, "*n c"]:
+    """Sines and cosines of places 0..1, at `octaves` frequencies each double the last."""
+    turns = unit[..., None] * (math.pi * 2.0 ** torch.arange(octaves, device=unit.device))
+    return torch.cat([turns.sin(), turns.cos()], -1).flatten(-2)
+
+
+def squares(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 9"]:
+    """A direction and its second-order products: all a smooth dependence on direction needs."""
+    x, y, z = direction.unbind(-1)
+    return torch.stack([x, y, z, x * y, y * z, z * x, x * x, y * y, z * z], -1)
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value

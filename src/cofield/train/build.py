@@ -1,0 +1,54 @@
+"""Configuration to objects: the one wiring diagram."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cofield.draw import Key, counted_seed
+from cofield.grid import Grid
+from cofield.models.camera import ConvCamera, MaskToken
+from cofield.models.field import Background, Field
+from cofield.models.fuse import Fuse
+from cofield.models.lidar import Pillars
+from cofield.models.lift import DepthBins, Lift
+from cofield.models.trunk import CameraBranch, Trunk
+from cofield.train.config import Model, Pretraining
+from cofield.train.tasks import Pretrain
+
+
+def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
+    """The encoders that the model names, and what joins them. What is not used is not built."""
+    match model.camera:
+        case "none":
+            camera = None
+        case "conv":
+            encoder = ConvCamera(model.camera_width)
+            lift = Lift(encoder.width, encoder.stride, grid, model.width, DepthBins(count=model.bins))
+            camera = CameraBranch(MaskToken(patch), encoder, lift)
+    match model.lidar:
+        case "none":
+            lidar = None
+        case "pillars":
+            lidar = Pillars(grid, model.width, model.lidar_width)
+    return Trunk(camera, lidar, Fuse(model.width, sum(branch is not None for branch in (camera, lidar))), grid)
+
+
+def build_pretraining(config: Pretraining) -> Pretrain:
+    """The trunk, the field it is rendered from, and the task that trains both; weights follow from the seed."""
+    terms = config.loss.terms()
+    painted = terms["colour"] > 0
+    channels = {"colour": 3} if painted or terms["above_colour"] > 0 else {}
+    with seeded(config.optim.seed, "weights"):
+        trunk = build_trunk(config.model, config.grid, config.mask.patch)
+        field = Field(config.model.width, channels, config.model.field_width)
+        background = Background() if painted else None
+    return Pretrain(trunk, field, background, config.mask, config.views, config.loss, config.optim)
+
+
+@contextmanager
+def seeded(*keys: Key) -> Iterator[None]:
+    """Within it torch's global generator, from which layers draw their first weights, follows from the keys."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(counted_seed(*keys))
+        yield

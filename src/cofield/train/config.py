@@ -1,0 +1,102 @@
+"""What a run is: plain data, written beside its results so that it can be repeated exactly."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cofield.grid import BoxGrid
+from cofield.models.mask import Masking
+from cofield.train.losses import Weights
+from cofield.train.views import Sampling
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where frames come from.
+
+    Args:
+        batch: frames per step.
+        workers: processes that load frames beside the training.
+        validation: held-out frames that the validation loss is measured on.
+    """
+
+    source: str = "world:small"
+    root: str | None = None
+    batch: int = 4
+    workers: int = 1
+    validation: int = 32
+
+
+@dataclass(frozen=True)
+class Model:
+    """The trunk and the field.
+
+    Args:
+        width: channels of the shared volume.
+        camera_width: channels of the image encoder.
+        lidar_width: channels of the point encoder.
+        bins: depths that the lift tells apart, one metre each from one metre on.
+        field_width: of the field's hidden layers.
+    """
+
+    camera: Literal["conv", "none"] = "conv"
+    lidar: Literal["pillars", "none"] = "pillars"
+    width: int = 32
+    camera_width: int = 64
+    lidar_width: int = 64
+    bins: int = 36
+    field_width: int = 64
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How a run learns.
+
+    Args:
+        rate: the highest learning rate; it rises to it over the `warmup` share of the steps and falls to nothing.
+        clip: the gradient's largest norm.
+        precision: of the encoders and the field's layers; geometry and rendering are always fp32. `auto` is bf16
+            where the machine computes it natively.
+        save_every: steps between checkpoints.
+        validate_every: steps between validations.
+    """
+
+    steps: int = 700
+    rate: float = 2e-3
+    weight_decay: float = 0.01
+    clip: float = 35.0
+    warmup: float = 0.3
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    seed: int = 0
+    save_every: int = 200
+    validate_every: int = 200
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A whole pre-training run."""
+
+    grid: BoxGrid
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    mask: Masking = field(default_factory=Masking)
+    views: Sampling = field(default_factory=Sampling)
+    loss: Weights = field(default_factory=Weights)
+    optim: Optim = field(default_factory=Optim)
+
+
+def save_config(config: Pretraining, path: Path) -> None:
+    """The configuration as YAML."""
+    plain = TypeAdapter(Pretraining).dump_python(config, mode="json")
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def load_config(path: Path) -> Pretraining:
+    """The configuration that YAML describes; a field too many or of the wrong type is an error that names it."""
+    try:
+        return TypeAdapter(Pretraining).validate_python(yaml.safe_load(path.read_text()), extra="forbid")
+    except (ValidationError, yaml.YAMLError) as problem:
+        raise ValueError(f"{path} is no configuration: {problem}") from problem

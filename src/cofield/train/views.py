@@ -1,0 +1,192 @@
+"""Which rays are cast in a training step, and what each of them should see.
+
+Targets come from the whole batch, hidden parts included, and say by themselves where they are valid:
+nothing that was rendered decides what counts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cofield.draw import Key
+from cofield.frame import Batch, Hidden
+from cofield.grid import Grid
+from cofield.ops.voxelize import is_nearest, nearest, voxelize
+from cofield.rays import Rays, choose
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Rays per frame, and samples per ray.
+
+    Args:
+        pixels: camera rays, over all cameras.
+        guided: the share of them through pixels that have a LiDAR depth; the rest are drawn from all pixels.
+        beams: LiDAR rays.
+        above: bird's-eye rays.
+        samples: along each ray.
+    """
+
+    pixels: int = 256
+    guided: float = 0.25
+    beams: int = 256
+    above: int = 256
+    samples: int = 48
+
+
+@dataclass(frozen=True)
+class Target:
+    """What rays should see, for those where that is known.
+
+    Args:
+        hidden: which of it the encoders were not shown.
+    """
+
+    value: Float[Tensor, "r *c"]
+    valid: Bool[Tensor, "r"]
+    hidden: Bool[Tensor, "r"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Rays of one kind, what they should see, and where on each ray's intervals the samples lie.
+
+    Args:
+        camera: of camera rays the flat index into [b n].
+    """
+
+    rays: Rays
+    targets: dict[str, Target]
+    jitter: Float[Tensor, "r s"]
+    camera: Int[Tensor, "r"] | None = None
+
+
+def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed: Key | None) -> View:
+    """Camera pixels: their colour, and the depth of the nearest keyframe return in them.
+
+    Without a seed every valid pixel is taken and nothing is random.
+    """
+    keyframe = batch.select_points(batch.points.age == 0)
+    seen = keyframe.seen_points()
+    depth = nearest(seen.pixel, seen.depth, batch.valid.numel())
+    known = depth.isfinite()
+    valid = batch.valid.flatten()
+    if seed is None:
+        pixels = valid.nonzero()[:, 0]
+    else:
+        guided = round(sampling.pixels * sampling.guided)
+        pixels = _draw(batch, valid, batch.valid[0].numel(), sampling.pixels - guided, seed, "pixels")
+        pixels = torch.cat([pixels, _draw(batch, valid & known, batch.valid[0].numel(), guided, seed, "guided")])
+    colour = batch.images.permute(0, 1, 3, 4, 2).reshape(-1, 3)[pixels]
+    masked = hidden.pixels(*batch.valid.shape[-2:]).flatten()[pixels]
+    rays = Rays.from_cameras(batch, pixels, grid)
+    within = known[pixels] & (depth[pixels] < rays.far * rays.cosine)
+    return View(
+        rays,
+        {
+            "colour": Target(colour, torch.ones_like(masked), masked),
+            "depth": Target(depth[pixels].nan_to_num(posinf=0.0), within, masked),
+        },
+        _jitter(batch, rays, sampling.samples, seed, "pixels"),
+        camera=pixels // batch.valid[0, 0].numel(),
+    )
+
+
+def beam_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed: Key | None) -> View:
+    """LiDAR beams of all sweeps: the range of returns inside the grid, emptiness up to those beyond it."""
+    eligible = torch.ones(len(batch.points), dtype=torch.bool, device=batch.sample.device)
+    which = eligible.nonzero()[:, 0]
+    if seed is not None:
+        which = _draw(batch, eligible, batch.offsets, sampling.beams, seed, "beams")
+    rays = Rays.from_lidar(batch, which, grid)
+    reach = (batch.points.xyz_ego[which] - rays.origin).norm(dim=-1)
+    crosses = rays.far > rays.near
+    inside = crosses & (reach < rays.far) & (reach > rays.near)
+    masked = hidden.points[which]
+    return View(
+        rays,
+        {
+            "range": Target(reach, inside, masked),
+            "free": Target(torch.zeros_like(reach), crosses & (reach >= rays.far), masked),
+        },
+        _jitter(batch, rays, sampling.samples, seed, "beams"),
+    )
+
+
+def above_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed: Key | None) -> View:
+    """Columns of the grid from above: the height of the highest return, and the colour a camera gives it."""
+    flat = grid.flat()
+    columns = len(batch) * flat.count[0] * flat.count[1]
+    inside = voxelize(batch.points.xyz_ego, batch.sample, flat)
+    cell, top = inside.cell[inside.slot], batch.points.xyz_ego[inside.points, 2]
+    height = -nearest(cell, -top, columns)
+    colour, coloured = _seen_colour(batch, cell, inside.points, top, columns)
+    known = height.isfinite()
+    if seed is None:
+        cells = torch.arange(columns, device=known.device)
+    else:
+        cells = _draw(batch, known, columns // len(batch), sampling.above, seed, "above")
+    # A column counts as hidden when all its points were.
+    visible = torch.zeros(columns, dtype=torch.bool, device=known.device)
+    visible[cell[~hidden.points[inside.points]]] = True
+    masked = ~visible[cells]
+    rays = Rays.from_above(cells, grid)
+    return View(
+        rays,
+        {
+            "height": Target(height.nan_to_num(posinf=0.0, neginf=0.0)[cells], known[cells], masked),
+            "above_colour": Target(colour[cells], coloured[cells], masked),
+        },
+        _jitter(batch, rays, sampling.samples, seed, "above"),
+    )
+
+
+def _seen_colour(
+    batch: Batch, cell: Int[Tensor, "n"], rows: Int[Tensor, "n"], top: Float[Tensor, "n"], columns: int
+) -> tuple[Float[Tensor, "m 3"], Bool[Tensor, "m"]]:
+    """For every column the colour of its highest point that some camera sees, and whether there is one."""
+    seen = batch.seen_points()
+    front = is_nearest(seen.pixel, seen.depth, batch.valid.numel(), tolerance=0.5)
+    point, pixel = seen.point[front], seen.pixel[front]
+    column = torch.full((len(batch.points),), -1, device=cell.device)
+    column[rows] = cell
+    height = batch.points.xyz_ego.new_full((len(batch.points),), -torch.inf)
+    height[rows] = top
+    held = column[point] >= 0
+    point, pixel = point[held], pixel[held]
+    best = is_nearest(column[point], -height[point], columns)
+    colours = batch.images.permute(0, 1, 3, 4, 2).reshape(-1, 3)[pixel[best]]
+    # Several cameras, or points of equal height: their mean, so that no order decides.
+    total = colours.new_zeros(columns, 3).index_add(0, column[point[best]], colours)
+    count = torch.bincount(column[point[best]], minlength=columns)
+    return total / count.clamp(min=1)[:, None], count > 0
+
+
+def _draw(
+    batch: Batch,
+    eligible: Bool[Tensor, "n"],
+    size: int | Int[Tensor, "b1"],
+    count: int,
+    seed: Key,
+    purpose: str,
+) -> Int[Tensor, "r"]:
+    """`count` eligible places of each frame; `size` is the places per frame, or where each frame's begin."""
+    bounds = [size * b for b in range(len(batch) + 1)] if isinstance(size, int) else size.tolist()
+    chosen = [
+        choose(eligible[bounds[b] : bounds[b + 1]], count, batch.draw(b, seed, purpose)) + bounds[b]
+        for b in range(len(batch))
+    ]
+    return torch.cat(chosen)
+
+
+def _jitter(batch: Batch, rays: Rays, samples: int, seed: Key | None, purpose: str) -> Tensor:
+    if seed is None:
+        return rays.near.new_full((len(rays), samples), 0.5)
+    jitter = torch.zeros(len(rays), samples)
+    which = rays.sample.cpu()
+    for b in range(len(batch)):
+        mine = which == b
+        jitter[mine] = torch.rand(int(mine.sum()), samples, generator=batch.draw(b, seed, purpose, "jitter"))
+    return jitter.to(rays.near.device)
