@@ -1,0 +1,247 @@
+"""Triangle meshes of what stands and moves in a street, each in its own frame: x forward, z up, z = 0 the ground.
+
+A `Mesh` is a soup of triangles with a material and a colour each; `tinted` fills the colours that differ
+from one car to the next. Everything with a detection box fills that box to the millimetre.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Array = np.ndarray
+
+# Materials: how `shade` paints a surface, and how much of a laser pulse it sends back.
+(PLAIN, PAINT, WINDOWS, WHEEL, LAMP, LEAF, BARK, BRICK, PLASTER, CURTAIN, HOUSE, TILES, GRAVEL, METAL, SIGN, CLOTH,
+ STRIPES, SHOP, PANEL) = range(19)  # fmt: skip
+REFLECTIVITY = np.array(
+    [0.3, 0.45, 0.2, 0.08, 0.6, 0.4, 0.25, 0.35, 0.55, 0.2, 0.45, 0.3, 0.25, 0.5, 1.0, 0.35, 0.9, 0.3, 0.5], np.float32
+)
+
+# Colours that `tinted` replaces.
+FIRST, SECOND, THIRD = (-1.0, 0.0, 0.0), (-2.0, 0.0, 0.0), (-3.0, 0.0, 0.0)
+BLACK, DARK, GREY, LIGHT = (0.03, 0.03, 0.03), (0.08, 0.08, 0.09), (0.3, 0.3, 0.31), (0.6, 0.6, 0.6)
+ORANGE, YELLOW, RED = (0.85, 0.25, 0.03), (0.8, 0.5, 0.04), (0.6, 0.03, 0.03)
+
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles by their corners, with shading normals and texture coordinates at each corner."""
+
+    corners: Float[Array, "t 3 3"]
+    normals: Float[Array, "t 3 3"]
+    uv: Float[Array, "t 3 2"]
+    material: Int[Array, "t"]
+    colour: Float[Array, "t 3"]
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def placed(self, xyz: tuple[float, float, float], yaw: float = 0.0, scale: float = 1.0) -> Self:
+        """The mesh scaled, turned about z and moved."""
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32)
+        corners = self.corners @ (turn * np.float32(scale)) + np.array(xyz, np.float32)
+        return replace(self, corners=corners, normals=self.normals @ turn)
+
+    def stretched(self, x: float, y: float, z: float) -> Self:
+        """The mesh scaled along its own axes."""
+        factor = np.array([x, y, z], np.float32)
+        normals = self.normals / factor
+        normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+        return replace(self, corners=self.corners * factor, normals=normals)
+
+    def fitted(self, length: float, width: float, height: float) -> Self:
+        """The mesh moved and stretched so that it just fills a box of this size on the ground."""
+        lower, upper = self.corners.reshape(-1, 3).min(0), self.corners.reshape(-1, 3).max(0)
+        centre = np.array([(lower[0] + upper[0]) / 2, (lower[1] + upper[1]) / 2, lower[2]], np.float32)
+        extent = np.array([length, width, height]) / (upper - lower)
+        return replace(self, corners=self.corners - centre).stretched(*extent.tolist())
+
+    def tinted(self, first: Colour, second: Colour = GREY, third: Colour = GREY) -> Self:
+        """The mesh with its open colours decided."""
+        colour = self.colour.copy()
+        for mark, tint in ((FIRST, first), (SECOND, second), (THIRD, third)):
+            colour[self.colour[:, 0] == mark[0]] = tint
+        return replace(self, colour=colour)
+
+
+def joined(parts: list[Mesh]) -> Mesh:
+    """All triangles of several meshes."""
+    return Mesh(
+        np.concatenate([part.corners for part in parts]),
+        np.concatenate([part.normals for part in parts]),
+        np.concatenate([part.uv for part in parts]),
+        np.concatenate([part.material for part in parts]),
+        np.concatenate([part.colour for part in parts]),
+    )
+
+
+def soup(corners: Array, material: int, colour: Colour, uv: Array | None = None, normals: Array | None = None) -> Mesh:
+    """Triangles of one material and colour; flat normals unless given."""
+    corners = np.asarray(corners, np.float32).reshape(-1, 3, 3)
+    if normals is None:
+        flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        flat /= np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-9)
+        normals = np.repeat(flat[:, None], 3, 1)
+    count = len(corners)
+    return Mesh(
+        corners,
+        np.asarray(normals, np.float32).reshape(count, 3, 3),
+        np.zeros((count, 3, 2), np.float32) if uv is None else np.asarray(uv, np.float32).reshape(count, 3, 2),
+        np.full(count, material, np.int32),
+        np.tile(np.array(colour, np.float32), (count, 1)),
+    )
+
+
+def quads(corners: Array, material: int, colour: Colour, cells: Array | None = None) -> Mesh:
+    """Four-cornered faces [n 4 3], counter-clockwise from outside.
+
+    Args:
+        cells: texture extent of each face along its first and second edge; their lengths in metres if not given.
+    """
+    corners = np.asarray(corners, np.float32).reshape(-1, 4, 3)
+    if cells is None:
+        across = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=-1)
+        up = np.linalg.norm(corners[:, 3] - corners[:, 0], axis=-1)
+        cells = np.stack([across, up], -1)
+    unit = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    uv = unit * np.asarray(cells, np.float32).reshape(-1, 1, 2)
+    order = [0, 1, 2, 0, 2, 3]
+    return soup(corners[:, order], material, colour, uv[:, order])
+
+
+# Faces of a hexahedron whose corner index bits 4, 2, 1 are far in x, y, z: front, back, left, right, top, bottom.
+_FACES = np.array([[4, 6, 7, 5], [2, 0, 1, 3], [6, 2, 3, 7], [0, 4, 5, 1], [5, 7, 3, 1], [0, 2, 6, 4]])
+
+
+def frustum(
+    lower: tuple[float, float, float, float, float],
+    upper: tuple[float, float, float, float, float],
+    material: int,
+    colour: Colour,
+    top: tuple[int, Colour] | None = None,
+    cells: tuple[float, float] | None = None,
+) -> Mesh:
+    """A block between two level rectangles (x0, x1, y0, y1, z).
+
+    Args:
+        top: material and colour of the top and bottom where they differ.
+        cells: texture extent of each side wall, metres if not given.
+    """
+    corners = np.array(
+        [[side[0 + far_x], side[2 + far_y], side[4]] for far_x in (0, 1) for far_y in (0, 1) for side in (lower, upper)]
+    )
+    extent = None if cells is None else np.tile(np.array(cells), (4, 1))
+    walls = quads(corners[_FACES[:4]], material, colour, extent)
+    return joined([walls, quads(corners[_FACES[4:]], *(top or (material, colour)))])
+
+
+def block(
+    x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], material: int, colour: Colour
+) -> Mesh:
+    """An upright cuboid."""
+    return frustum((*x, *y, z[0]), (*x, *y, z[1]), material, colour)
+
+
+def tube(
+    start: tuple[float, float, float],
+    end: tuple[float, float, float],
+    radii: tuple[float, float],
+    sides: int,
+    material: int,
+    colour: Colour,
+    cap: tuple[int, Colour] | None = None,
+) -> Mesh:
+    """A round bar, or a cone, with both ends closed; the caps' texture is 0 at the axis and 1 at the rim."""
+    axis = np.subtract(end, start)
+    axis = axis / np.linalg.norm(axis)
+    helper = np.array([0.0, 0.0, 1.0]) if abs(axis[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
+    first = np.cross(helper, axis)
+    first /= np.linalg.norm(first)
+    angle = np.arange(sides + 1) * 2 * np.pi / sides
+    ring = np.cos(angle)[:, None] * first + np.sin(angle)[:, None] * np.cross(axis, first)
+    low, high = np.asarray(start) + radii[0] * ring, np.asarray(end) + radii[1] * ring
+    wall = np.stack([low[:-1], low[1:], high[1:], high[:-1]], 1)
+    order = [0, 1, 2, 0, 2, 3]
+    normal = np.stack([ring[:-1], ring[1:], ring[1:], ring[:-1]], 1)
+    length = float(np.linalg.norm(np.subtract(end, start)))
+    turn = angle * max(radii)
+    flat = np.zeros(sides)
+    uv = np.stack(
+        [
+            np.stack([turn[:-1], turn[1:], turn[1:], turn[:-1]], 1),
+            np.stack([flat, flat, flat + length, flat + length], 1),
+        ],
+        -1,
+    )
+    parts = [soup(wall[:, order], material, colour, uv[:, order], normal[:, order])]
+    rim = np.tile(np.array([[0, 0], [1, 0], [1, 0]], np.float32), (sides, 1, 1))
+    for centre, edge, reverse in ((start, low, True), (end, high, False)):
+        fan = np.stack([np.broadcast_to(centre, low[:-1].shape), edge[:-1], edge[1:]], 1)
+        parts.append(
+            soup(fan[:, ::-1] if reverse else fan, *(cap or (material, colour)), uv=rim[:, ::-1] if reverse else rim)
+        )
+    return joined(parts)
+
+
+def loft(profile: list[tuple[float, float, float]], material: int, colour: Colour) -> Mesh:
+    """A body by its closed side view: points (x, z, half width), counter-clockwise seen from the right (-y)."""
+    outline = np.array(profile)
+    left = np.stack([outline[:, 0], outline[:, 2], outline[:, 1]], -1)
+    right = left * np.array([1, -1, 1])
+    skin = np.stack([right, left, np.roll(left, -1, 0), np.roll(right, -1, 0)], 1)
+    parts = [quads(skin, material, colour)]
+    centre = outline.mean(0)
+    for side, flip in ((right, False), (left, True)):
+        middle = np.array([centre[0], side[:, 1].mean(), centre[1]])
+        fan = np.stack([np.broadcast_to(middle, side.shape), side, np.roll(side, -1, 0)], 1)
+        parts.append(
+            soup(fan[:, ::-1] if flip else fan, material, colour, uv=fan[:, :: -1 if flip else 1][..., [0, 2]])
+        )
+    return joined(parts)
+
+
+def icosphere(subdivisions: int) -> Float[Array, "t 3 3"]:
+    """Triangles of the unit sphere, 20 · 4^subdivisions of them."""
+    golden = (1 + 5**0.5) / 2
+    corner = np.array([[s, t * golden, 0] for s in (-1, 1) for t in (-1, 1)])
+    points = np.concatenate([np.roll(corner, shift, 1) for shift in range(3)])
+    points /= np.linalg.norm(points[0])
+    near = np.linalg.norm(points[:, None] - points[None], axis=-1) < 1.2
+    faces = [
+        (i, j, k) for i in range(12) for j in range(i) for k in range(j) if near[i, j] and near[j, k] and near[i, k]
+    ]
+    triangles = points[np.array(faces)]
+    inward = (np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]) * triangles[:, 0]).sum(
+        -1
+    ) < 0
+    triangles[inward] = triangles[inward][:, ::-1]
+    for _ in range(subdivisions):
+        a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
+        ab, bc, ca = a + b, b + c, c + a
+        triangles = np.stack([a, ab, ca, ab, b, bc, ca, bc, c, ab, bc, ca], 1).reshape(-1, 3, 3)
+        triangles /= np.linalg.norm(triangles, axis=-1, keepdims=True)
+    return triangles
+
+
+def blob(
+    centre: tuple[float, float, float],
+    radius: tuple[float, float, float],
+    lumps: float,
+    seed: int,
+    material: int,
+    colour: Colour,
+    subdivisions: int = 1,
+) -> Mesh:
+    """A lumpy ball; `lumps` is the relative depth of its dents."""
+    sphere = icosphere(subdivisions)
+    wave = np.random.default_rng(seed).normal(size=(6, 3)) * 2.2
+    dent = np.sin(sphere @ wave.T + np.arange(6)).mean(-1, keepdims=True)
+    corners = sphere * (1 + lumps * 2 * dent) * np.array(radius) + np.array(centre)
+    normals = sphere / np.array(radius)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    return soup(corners, material, colour, uv=sphere[..., :2], normals=normals)
