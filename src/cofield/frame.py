@@ -274,7 +274,7 @@ def collate(frames: list[Frame], epochs: list[int] | None = None) -> Batch:
     counts = {len(frame.cameras) for frame in frames}
     if len(counts) > 1:
         raise ValueError(f"frames of one batch need the same number of cameras, got {sorted(counts)}")
-    images, valid = _padded([[camera.image for camera in frame.cameras] for frame in frames])
+    images, valid = _padded([frame.cameras for frame in frames])
     tables = [frame.points for frame in frames]
     shifts = torch.tensor([0] + [len(frame.origins_ego) for frame in frames]).cumsum(0)
     points = Points(
@@ -309,15 +309,16 @@ def _stacked(rows: list[list[Tensor]], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _padded(rows: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-    sizes = [image.shape[-2:] for row in rows for image in row]
+def _padded(rows: list[tuple[Camera, ...]]) -> tuple[Tensor, Tensor]:
+    sizes = [camera.image.shape[-2:] for row in rows for camera in row]
     height, width = (max(size[axis] for size in sizes) if sizes else 0 for axis in (0, 1))
     images = torch.zeros(len(rows), len(rows[0]), 3, height, width)
     valid = torch.zeros(len(rows), len(rows[0]), height, width, dtype=torch.bool)
     for b, row in enumerate(rows):
-        for n, image in enumerate(row):
-            images[b, n, :, : image.shape[-2], : image.shape[-1]] = image
-            valid[b, n, : image.shape[-2], : image.shape[-1]] = True
+        for n, camera in enumerate(row):
+            tall, wide = camera.image.shape[-2:]
+            images[b, n, :, :tall, :wide] = camera.image
+            valid[b, n, :tall, :wide] = True if camera.valid is None else camera.valid
     return images, valid
 
 
