@@ -1,10 +1,19 @@
 """Frames made by hand: small, with unequal axes, and with answers one can work out."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
+from cofield.classes import Classes
 from cofield.draw import generator
 from cofield.frame import Boxes, Camera, Frame, Points
 from cofield.geometry import inverse, pose
+from cofield.grid import BoxGrid
+from cofield.models.mask import Masking
+from cofield.train.config import Data, Model, Optim, Pretraining
+from cofield.train.losses import Weights
+from cofield.train.views import Sampling
 
 FORWARD = torch.tensor([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])  # cam_R_ego of a camera looking ahead
 
@@ -57,3 +66,38 @@ def frame(token: str = "a", cameras: int = 2, count: int = 50, **size: int) -> F
         origins_ego=torch.tensor([[0.9, 0.0, 1.8], [0.4, 0.0, 1.8]]),
         boxes=boxes(),
     )
+
+
+GRID = BoxGrid(lower=(-12.0, -8.0, -1.0), cell=(1.0, 1.0, 1.0), count=(24, 16, 5))
+
+
+def config(**groups: Any) -> Pretraining:
+    """A run small enough for a test."""
+    parts = {
+        "data": Data(source="hand", batch=2, workers=0, validation=2),
+        "model": Model(width=8, camera_width=16, lidar_width=16, bins=12, field_width=16),
+        "mask": Masking(patch=8, lidar_cell=2.0),
+        "views": Sampling(pixels=24, beams=16, above=16, samples=12),
+        "loss": Weights(),
+        "optim": Optim(steps=6, precision="32", save_every=2, validate_every=3),
+    }
+    return Pretraining(grid=GRID, **parts | groups)
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A source of frames made by hand."""
+
+    frames: int = 5
+    name: str = "hand"
+    box_classes: Classes | None = None
+    point_classes: Classes | None = None
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __getitem__(self, index: int) -> Frame:
+        return frame(f"frame {index}")
+
+    def scenes(self) -> list[str]:
+        return ["scene"] * self.frames

@@ -283,7 +283,8 @@ def _paint(stage: Stage, origin: Array, direction: Array, hits: Hits, now: Insta
         direction, place, hits.distance, hits.code, hits.triangle, np.maximum(hits.mover, 0), hits.u, hits.v, shading, lit,
         (stage.mesh.uv, stage.mesh.material, stage.mesh.colour), stage.tints, light.packed, light.grass, angle,
     )  # fmt: skip
-    return shade.exposed(linear, light.exposure, 0.012, seed)
+    image = shade.exposed(linear, light.exposure, 0.012, seed)
+    return np.round(image * 255).astype(np.float32) / np.float32(255)  # a camera gives bytes
 
 
 def _yaws(stage: Stage, hits: Hits, now: Instant) -> Array:

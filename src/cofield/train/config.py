@@ -21,6 +21,7 @@ class Data:
         batch: frames per step.
         workers: processes that load frames beside the training.
         validation: held-out frames that the validation loss is measured on.
+        store: keep frames on disk once they are read, for sources that compute them.
     """
 
     source: str = "world:small"
@@ -28,6 +29,7 @@ class Data:
     batch: int = 4
     workers: int = 1
     validation: int = 32
+    store: bool = False
 
 
 @dataclass(frozen=True)

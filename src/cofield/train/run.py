@@ -15,10 +15,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
 from cofield.data.loader import evaluation_batches, spread, training_batches
+from cofield.data.stored import Stored
 from cofield.models.blocks import compute_in
 from cofield.train.build import build_pretraining
 from cofield.train.checkpoint import save_trunk
-from cofield.train.config import Optim, Pretraining, load_config, save_config
+from cofield.train.config import Data, Optim, Pretraining, load_config, save_config
 from cofield.train.tasks import Pretrain
 from cofield.train.watch import LAST, Watch, WholeFiles, say
 
@@ -36,8 +37,8 @@ def pretrain(config: Pretraining, folder: Path, source: Source | None = None, he
     if start >= steps:
         say(f"{folder} is finished: {start} steps")
         return True
-    source = source or open_source(config.data.source, config.data.root, "train")
-    held_out = held_out or open_source(config.data.source, config.data.root, "val")
+    source = source or open_split(config.data, "train")
+    held_out = held_out or open_split(config.data, "val")
     task = build_pretraining(config)
     compute_in(task, compute_type(config.optim.precision))
     say(f"{folder}: {describe(task)}; {len(source)} frames, {steps} steps of {config.data.batch}")
@@ -56,6 +57,12 @@ def pretrain(config: Pretraining, folder: Path, source: Source | None = None, he
     save_trunk(task.trunk, folder / TRUNK, facts)
     say(f"the trunk is {folder / TRUNK}")
     return True
+
+
+def open_split(data: Data, split: str) -> Source:
+    """The frames of a split, kept on disk if the configuration says so."""
+    source = open_source(data.source, data.root, split)
+    return Stored(source, split) if data.store else source
 
 
 def build_trainer(optim: Optim, folder: Path, watch: Watch) -> lightning.Trainer:
