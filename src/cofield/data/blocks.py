@@ -60,7 +60,8 @@ class Furniture:
     def build(self, rng: np.random.Generator, width: float, depth: float, floors: int, suburban: bool,
               px: float, py: float, facing: float) -> None:  # fmt: skip
         """Put up a building."""
-        mesh = structures.building(width, depth, floors, suburban, rng)
+        near = hypot(max(px - 30, -px, 0), py) < 60
+        mesh = structures.building(width, depth, floors, suburban, near, rng)
         x, y, yaw = self.put(mesh, _MANMADE, px, py, facing, post=(0.0, 0.0))
         self.houses.append((x, y, width / 2, depth / 2, yaw, float(mesh.corners[..., 2].max()) + KERB))
 
@@ -142,7 +143,7 @@ def _tone(rng: np.random.Generator, leaves: list[Colour]) -> Colour:
 
 
 def _plant(rng: np.random.Generator, put: Furniture, leaves: list[Colour], px: float, py: float, tall: float) -> None:
-    near = hypot(max(px - 30, -px, 0), py) < 45
+    near = hypot(max(px - 30, -px, 0), py) < 28
     kind, scale = int(rng.integers(8)), tall / 7 * rng.uniform(0.8, 1.2)
     mesh = structures.tree(kind, near).tinted(_tone(rng, leaves))
     put.put(mesh, _VEGETATION, px, py, rng.uniform(0, 6.3), float(scale))

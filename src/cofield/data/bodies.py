@@ -95,7 +95,7 @@ def body(kind: str) -> Mesh:
 def _wheels(places: list[tuple[float, float]], radius: float, width: float) -> list[Mesh]:
     """Wheels at (x, outer |y|) on both sides."""
     return [
-        tube((x, side * (y - width), radius), (x, side * y, radius), (radius, radius), 12, PLAIN, BLACK, (WHEEL, GREY))
+        tube((x, side * y, radius), (x, side * (y - width), radius), (radius,) * 2, 10, PLAIN, BLACK, (WHEEL, GREY), "start")
         for x, y in places
         for side in (-1, 1)
     ]
@@ -105,8 +105,8 @@ def _lamps(front: float, back: float, y: float, z: float, size: float = 0.16) ->
     parts = []
     for side in (-1, 1):
         inner, outer = sorted((side * (y - 2 * size), side * y))
-        parts.append(block((front - 0.06, front), (inner, outer), (z, z + size), LAMP, (0.9, 0.9, 0.85)))
-        parts.append(block((back, back + 0.06), (inner, outer), (z + 0.08, z + 0.08 + size), LAMP, (0.55, 0.02, 0.02)))
+        parts.append(block((front - 0.06, front + 0.015), (inner, outer), (z, z + size), LAMP, (0.9, 0.9, 0.85)))
+        parts.append(block((back - 0.015, back + 0.06), (inner, outer), (z + 0.08, z + 0.08 + size), LAMP, (0.55, 0.02, 0.02)))
     return parts
 
 
@@ -120,8 +120,9 @@ def _car(kind: str, length: float, width: float, height: float) -> Mesh:
         "van": (1.08, -0.985, -0.93, 0.42, 0.78, 1.08),
     }[kind]
     side = [
-        (-0.97, 0.24, 0.93), (0.95, 0.22, 0.93), (1.0, 0.42, 0.92), (0.995, 0.62, 0.93), (0.94, 0.76, 0.95),
-        (front, waist, 0.96), (rear, tail, 0.96), (-0.97, tail - 0.06, 0.94), (-1.0, 0.66, 0.95), (-1.0, 0.4, 0.93),
+        (-0.96, 0.22, 0.92), (0.94, 0.2, 0.92), (0.99, 0.3, 0.88), (1.0, 0.52, 0.88), (0.985, 0.68, 0.9), (0.93, 0.79, 0.93),
+        (front + 0.1, waist - 0.03, 0.97), (front, waist, 0.97), (rear, tail, 0.97), (-0.965, tail - 0.07, 0.95),
+        (-1.0, 0.7, 0.94), (-1.0, 0.4, 0.92),
     ]  # fmt: skip
     parts = [loft([(x * half, z, w * wide) for x, z, w in side], PAINT, FIRST)]
     foot, roof = 0.93 * wide, 0.74 * wide
@@ -132,14 +133,20 @@ def _car(kind: str, length: float, width: float, height: float) -> Mesh:
             WINDOWS,
             FIRST,
             top=(PAINT, FIRST),
-            cells=(2.0 if kind != "van" else 3.0, 1.0),
+            panes=(1, 2 if kind != "van" else 3),
         )
     )
     radius = 0.32 if kind in ("sedan", "hatchback") else 0.36
+    for x in (0.6 * half, -0.58 * half):
+        for side in (-1, 1):
+            arch, centre = side * 0.988 * width / 2, radius + 0.02
+            parts.append(tube((x, arch, centre), (x, 0.9 * arch, centre), (radius + 0.07,) * 2, 10, PLAIN, BLACK, None, "start"))
+    sill = 0.975 * width / 2
+    parts.append(block((-0.4 * half, 0.42 * half), (-sill, sill), (0.2, 0.3), PLAIN, DARK))
     parts += _wheels([(0.6 * half, 0.5 * width), (-0.58 * half, 0.5 * width)], radius, 0.2)
     parts += _lamps(half, -half, 0.88 * wide, 0.58)
     for x, colour in ((half, LIGHT), (-half, LIGHT)):
-        parts.append(block((x - 0.02, x), (-0.26, 0.26), (0.4, 0.51), PLAIN, colour))
+        parts.append(block((x - 0.02, x + 0.01), (-0.26, 0.26), (0.4, 0.51), PLAIN, colour))
     parts.append(block((half - 0.05, half - 0.002), (-0.5 * wide, 0.5 * wide), (0.28, 0.38), PLAIN, BLACK))
     for hand in (-1, 1):
         inner, outer = sorted((hand * 0.93 * wide, hand * 0.5 * width))
@@ -162,7 +169,7 @@ def _pickup(length: float, width: float, height: float) -> Mesh:
     parts.append(
         frustum(
             (-0.12 * half, 0.44 * half, -foot, foot, 1.08), (-0.06 * half, 0.2 * half, -roof, roof, height),
-            WINDOWS, FIRST, top=(PAINT, FIRST), cells=(2.0, 1.0),
+            WINDOWS, FIRST, top=(PAINT, FIRST), panes=(1, 2),
         )
     )  # fmt: skip
     parts.append(block((-0.97 * half, -0.14 * half), (-0.8 * wide, 0.8 * wide), (1.09, 1.12), PLAIN, BLACK))
@@ -178,11 +185,11 @@ def _truck(length: float, width: float, height: float, cargo: bool) -> Mesh:
         frustum((cab, half, -0.94 * wide, 0.94 * wide, 0.5), (cab, half, -0.94 * wide, 0.94 * wide, 1.45), PAINT, FIRST),
         frustum(
             (cab, half, -0.94 * wide, 0.94 * wide, 1.45), (cab, half - 0.25, -0.9 * wide, 0.9 * wide, 2.35),
-            WINDOWS, FIRST, top=(PAINT, FIRST), cells=(1.0, 1.0),
+            WINDOWS, FIRST, top=(PAINT, FIRST), panes=(1, 1),
         ),
         frustum((cab, half - 0.25, -0.9 * wide, 0.9 * wide, 2.35),
                 (cab, half - 0.9, -0.85 * wide, 0.85 * wide, 2.9 if cargo else height), PAINT, FIRST),
-        block((half - 0.03, half), (-0.6 * wide, 0.6 * wide), (0.75, 1.25), PLAIN, BLACK),
+        block((half - 0.03, half + 0.02), (-0.6 * wide, 0.6 * wide), (0.75, 1.25), PLAIN, BLACK),
     ]  # fmt: skip
     if cargo:
         parts.append(block((-half, cab - 0.15), (-wide, wide), (0.95, height), PANEL, SECOND))
@@ -197,16 +204,12 @@ def _bus(length: float, width: float, height: float) -> Mesh:
         block((-half, half), (-wide, wide), (0.32, 1.05), PAINT, FIRST),
         frustum(
             (-half, half, -wide, wide, 1.05), (-half, half, -wide, wide, 2.55),
-            WINDOWS, FIRST, top=(PAINT, FIRST), cells=(1.0, 1.0),
+            WINDOWS, FIRST, top=(PAINT, FIRST), panes=(1, 8),
         ),
         block((-half, half), (-wide, wide), (2.55, 2.95), PAINT, SECOND),
         block((-0.5 * half, 0.6 * half), (-0.7 * wide, 0.7 * wide), (2.95, height), PLAIN, LIGHT),
-        block((half - 0.02, half + 0.01), (-0.7 * wide, 0.7 * wide), (2.6, 2.88), LAMP, (0.8, 0.45, 0.05)),
+        block((half - 0.02, half + 0.02), (-0.7 * wide, 0.7 * wide), (2.6, 2.88), LAMP, (0.8, 0.45, 0.05)),
     ]  # fmt: skip
-    # The long sides show a row of panes, the ends one.
-    windows = parts[1]
-    long_sides = np.abs(windows.normals[:, 0, 1]) > 0.5
-    windows.uv[long_sides, :, 0] *= 8
     parts += _wheels([(0.62 * half, width / 2), (-0.5 * half, width / 2)], 0.48, 0.3)
     return joined(parts + _lamps(half, -half, 0.9 * wide, 0.55))
 
@@ -252,7 +255,7 @@ def _excavator() -> Mesh:
             WINDOWS,
             YELLOW,
             top=(PAINT, YELLOW),
-            cells=(1.0, 1.0),
+            panes=(1, 1),
         ),
         tube((0.8, -0.35, 1.4), (2.9, -0.35, 3.05), (0.3, 0.2), 6, PAINT, YELLOW),
         tube((2.8, -0.35, 3.1), (4.2, -0.35, 1.3), (0.2, 0.14), 6, PAINT, YELLOW),
@@ -272,7 +275,7 @@ def _loader() -> Mesh:
             WINDOWS,
             YELLOW,
             top=(PAINT, YELLOW),
-            cells=(1.0, 1.0),
+            panes=(1, 1),
         ),
         block((0.2, 1.9), (-0.6, 0.6), (0.7, 1.35), PAINT, YELLOW),
         frustum((2.4, 3.4, -1.25, 1.25, 0.1), (2.3, 2.8, -1.25, 1.25, 1.1), METAL, GREY),
@@ -309,7 +312,7 @@ def _cone() -> Mesh:
 
 
 def _limb(start: tuple[float, float, float], end: tuple[float, float, float], thick: float, colour: tuple) -> Mesh:
-    return tube(start, end, (thick, 0.72 * thick), 6, CLOTH, colour)
+    return tube(start, end, (thick, 0.72 * thick), 6, CLOTH, colour, None, "none")
 
 
 def _head(x: float, z: float) -> list[Mesh]:
@@ -365,8 +368,8 @@ def _ring(x: float, radius: float, width: float, tyre: float) -> list[Mesh]:
     """A spoked wheel as a rim of short bars and thin spokes."""
     angle = np.arange(13) * 2 * np.pi / 12
     rim = [(x + (radius - tyre) * np.cos(a), 0.0, radius + (radius - tyre) * np.sin(a)) for a in angle]
-    parts = [tube(rim[i], rim[i + 1], (tyre, tyre), 4, PLAIN, BLACK) for i in range(12)]
-    parts += [tube((x, 0, radius), rim[i], (0.008, 0.008), 3, METAL, GREY) for i in (0, 2, 4, 6, 8, 10)]
+    parts = [tube(rim[i], rim[i + 1], (tyre, tyre), 4, PLAIN, BLACK, None, "none") for i in range(12)]
+    parts += [tube((x, 0, radius), rim[i], (0.008, 0.008), 3, METAL, GREY, None, "none") for i in (0, 2, 4, 6, 8, 10)]
     return [*parts, tube((x, -width, radius), (x, width, radius), (0.05, 0.05), 6, METAL, GREY)]
 
 
@@ -401,6 +404,6 @@ def _motorcycle() -> Mesh:
         tube((0.4, -0.38, 1.04), (0.4, 0.38, 1.04), (0.025, 0.025), 5, METAL, DARK),
         block((0.46, 0.58), (-0.1, 0.1), (0.84, 1.0), LAMP, (0.9, 0.9, 0.8)),
         tube((-0.75, -0.17, 0.4), (-0.1, -0.17, 0.36), (0.05, 0.05), 6, METAL, LIGHT),
-        frustum((0.3, 0.5, -0.14, 0.14, 1.0), (0.28, 0.36, -0.1, 0.1, 1.22), WINDOWS, DARK, cells=(1.0, 1.0)),
+        frustum((0.3, 0.5, -0.14, 0.14, 1.0), (0.28, 0.36, -0.1, 0.1, 1.22), WINDOWS, DARK, panes=(1, 1)),
     ]
     return joined(parts)

@@ -6,6 +6,7 @@ its own frame, and the few rays that pass near it are brought there: no instant 
 
 from dataclasses import dataclass
 from functools import cache
+from math import acos, asin, sqrt
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
@@ -22,6 +23,7 @@ from cofield.data.street import Street
 Array = np.ndarray
 
 FAR = np.float32(1e30)
+_BUNDLE = 32  # neighbouring rays that are compared with a mover together
 
 
 @dataclass(frozen=True)
@@ -169,29 +171,69 @@ class Stage:
 
 
 @njit(cache=True)
+def _bundle(origin, direction, distance, first, last):
+    """The sphere around some rays' origins, their mean direction, its widest angle to one of them, and their reach."""
+    centre, axis, reach = np.zeros(3), np.zeros(3), 0.0
+    for i in range(first, last):
+        reach = max(reach, distance[i])
+        for k in range(3):
+            centre[k] += origin[i, k]
+            axis[k] += direction[i, k]
+    centre /= last - first
+    axis /= max(1e-9, sqrt(axis[0] ** 2 + axis[1] ** 2 + axis[2] ** 2))
+    cosine, spread = 1.0, 0.0
+    for i in range(first, last):
+        cosine = min(cosine, axis[0] * direction[i, 0] + axis[1] * direction[i, 1] + axis[2] * direction[i, 2])
+        x, y, z = origin[i, 0] - centre[0], origin[i, 1] - centre[1], origin[i, 2] - centre[2]
+        spread = max(spread, x * x + y * y + z * z)
+    return centre, axis, acos(min(1.0, max(-1.0, cosine))) + 1e-3, sqrt(spread) + 1e-3, reach
+
+
+@njit(cache=True)
+def _candidates(spheres, centre, axis, angle, spread, reach, found):
+    """Which spheres a bundle of rays can touch at all; their number, and they themselves in `found`."""
+    count = 0
+    for m in range(len(spheres)):
+        x, y, z = spheres[m, 0] - centre[0], spheres[m, 1] - centre[1], spheres[m, 2] - centre[2]
+        radius, away = spheres[m, 3] + spread, sqrt(x * x + y * y + z * z)
+        if away - radius > reach:
+            continue
+        if away > radius:
+            off = acos(min(1.0, max(-1.0, (x * axis[0] + y * axis[1] + z * axis[2]) / away)))
+            if off > angle + asin(radius / away):
+                continue
+        found[count] = m
+        count += 1
+    return count
+
+
+@njit(cache=True)
 def _near(origin, direction, distance, spheres):
     """For each sphere the rays that pass through it before `distance`: their numbers, and where each sphere's begin."""
     count = np.zeros(len(spheres) + 1, np.int64)
     pairs = np.empty((1024, 2), np.int32)
+    found = np.empty(len(spheres), np.int64)
     used = 0
-    for i in range(len(origin)):
-        if distance[i] <= 0:
-            continue
-        for m in range(len(spheres)):
-            x, y, z = spheres[m, 0] - origin[i, 0], spheres[m, 1] - origin[i, 1], spheres[m, 2] - origin[i, 2]
+    for first in range(0, len(origin), _BUNDLE):
+        last = min(first + _BUNDLE, len(origin))
+        centre, axis, angle, spread, reach = _bundle(origin, direction, distance, first, last)
+        for f in range(_candidates(spheres, centre, axis, angle, spread, reach, found)):
+            m = found[f]
             radius = spheres[m, 3]
-            along = x * direction[i, 0] + y * direction[i, 1] + z * direction[i, 2]
-            if along < -radius or along - radius > distance[i]:
-                continue
-            if x * x + y * y + z * z - along * along > radius * radius:
-                continue
-            if used == len(pairs):
-                grown = np.empty((2 * used, 2), np.int32)
-                grown[:used] = pairs
-                pairs = grown
-            pairs[used, 0], pairs[used, 1] = m, i
-            used += 1
-            count[m + 1] += 1
+            for i in range(first, last):
+                x, y, z = spheres[m, 0] - origin[i, 0], spheres[m, 1] - origin[i, 1], spheres[m, 2] - origin[i, 2]
+                along = x * direction[i, 0] + y * direction[i, 1] + z * direction[i, 2]
+                if along < -radius or along - radius > distance[i]:
+                    continue
+                if x * x + y * y + z * z - along * along > radius * radius or distance[i] <= 0:
+                    continue
+                if used == len(pairs):
+                    grown = np.empty((2 * used, 2), np.int32)
+                    grown[:used] = pairs
+                    pairs = grown
+                pairs[used, 0], pairs[used, 1] = m, i
+                used += 1
+                count[m + 1] += 1
     starts = np.cumsum(count)
     rays = np.empty(used, np.int64)
     fill = starts.copy()

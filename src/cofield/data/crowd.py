@@ -222,9 +222,9 @@ def _traffic(cast: Casting, ground: Ground, drive: Agent, flows: bool) -> list[A
     for vertical, roads, others in ((False, ground.mains, ground.crosses), (True, ground.crosses, ground.mains)):
         for road in roads:
             main = not vertical and road[CENTRE] == 0.0
-            if abs(road[CENTRE]) > 110:
+            if not -60 < road[CENTRE] < 110 or (not vertical and not main):
                 continue
-            green = flows != vertical or (not vertical and not main)
+            green = flows != vertical
             for lane in lanes_of(road, vertical):
                 if green:
                     same = main and lane.sign > 0
@@ -248,8 +248,8 @@ def _kind(cast: Casting) -> str:
 
 def _flowing(cast: Casting, lane: Lane, pace: float) -> list[Agent]:
     rng, found = cast.rng, []
-    along = float(rng.uniform(-85, -55))
-    while along < 120:
+    along = float(rng.uniform(-70, -50))
+    while along < (60 if lane.vertical else 110):
         kind = _kind(cast)
         found.append(Agent(kind, lane.at(along), lane.heading, pace, colours=cast.vehicle(kind), waits=True))
         along += 9 + float(rng.exponential(17))
@@ -296,7 +296,7 @@ def _parked(cast: Casting, ground: Ground) -> list[Agent]:
     rng, found = cast.rng, []
     for vertical, roads, others in ((False, ground.mains[1:2], ground.crosses), (True, ground.crosses, ground.mains)):
         for road in roads:
-            if road[HALF] - road[MEDIAN] - road[LANES] * road[LANE] < 1.5 or not -60 < road[CENTRE] < 110:
+            if road[HALF] - road[MEDIAN] - road[LANES] * road[LANE] < 1.5 or not -50 < road[CENTRE] < 90:
                 continue
             for side in (-1, 1):
                 found += _kerbside(cast, road, side, vertical, others)
@@ -313,8 +313,8 @@ def _parked(cast: Casting, ground: Ground) -> list[Agent]:
 
 def _kerbside(cast: Casting, road: Array, side: int, vertical: bool, others: Float[Array, "c 8"]) -> list[Agent]:
     rng, found = cast.rng, []
-    share, along = rng.uniform(0.3, 0.85), -70.0 + float(rng.uniform(0, 6))
-    while along < 110:
+    share, along = rng.uniform(0.3, 0.85), -45.0 + float(rng.uniform(0, 6))
+    while along < (50 if vertical else 80):
         gap = (np.abs(along - others[:, CENTRE]) - others[:, HALF]).min()
         if gap > ROUNDING + 7 and rng.random() < share:
             kind = "motorcycle_parked" if rng.random() < 0.06 else cast.car()

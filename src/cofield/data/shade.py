@@ -56,7 +56,7 @@ def _ground_albedo(x, y, code, footprint, grass):
         return 0.55 * wear, 0.36 * wear, 0.06 * wear
     if surface == g.ASPHALT or surface == g.CARPARK:
         tone = 0.085 if surface == g.ASPHALT else 0.125
-        tone *= 1 + 0.45 * patch + 0.8 * grain
+        tone *= 1 + 0.4 * patch + 0.4 * grain
         crack = abs(_noise(x * 0.55, y * 0.55, 3) - 0.5)
         if crack < 0.012:
             tone *= 1 - 0.4 * _visible(0.08, footprint)
@@ -311,7 +311,7 @@ def colours(direction, place, distance, code, triangle, agent, u, v, shading, li
         bounce = 0.16 * (1 - open_sky)
         for k in range(3):
             albedo = r if k == 0 else (gr if k == 1 else b)
-            sky = 0.45 * light[6 + k] + 0.4 * light[9 + k]
+            sky = 0.32 * light[6 + k] + 0.6 * light[9 + k]
             ambient = open_sky * sky + bounce * (light[3 + k] * light[2] + sky)
             out[i, k] = albedo * (light[3 + k] * sun + ambient) + albedo * glow * 1.5
         if glass > 0 or coat > 0:

@@ -5,6 +5,7 @@ from one car to the next. Everything with a detection box fills that box to the 
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Self
 
 import numpy as np
@@ -84,9 +85,7 @@ def soup(corners: Array, material: int, colour: Colour, uv: Array | None = None,
     """Triangles of one material and colour; flat normals unless given."""
     corners = np.asarray(corners, np.float32).reshape(-1, 3, 3)
     if normals is None:
-        flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        flat /= np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-9)
-        normals = np.repeat(flat[:, None], 3, 1)
+        normals = np.repeat(facing(corners)[:, None], 3, 1)
     count = len(corners)
     return Mesh(
         corners,
@@ -95,6 +94,14 @@ def soup(corners: Array, material: int, colour: Colour, uv: Array | None = None,
         np.full(count, material, np.int32),
         np.tile(np.array(colour, np.float32), (count, 1)),
     )
+
+
+def facing(corners: Float[Array, "t 3 3"]) -> Float[Array, "t 3"]:
+    """The unit normal of each triangle."""
+    ax, ay, az = (corners[:, 1] - corners[:, 0]).T
+    bx, by, bz = (corners[:, 2] - corners[:, 0]).T
+    normal = np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], -1)
+    return normal / np.maximum(np.sqrt((normal * normal).sum(-1, keepdims=True)), 1e-9)
 
 
 def quads(corners: Array, material: int, colour: Colour, cells: Array | None = None) -> Mesh:
@@ -124,27 +131,58 @@ def frustum(
     material: int,
     colour: Colour,
     top: tuple[int, Colour] | None = None,
-    cells: tuple[float, float] | None = None,
+    panes: tuple[int, int] | None = None,
 ) -> Mesh:
     """A block between two level rectangles (x0, x1, y0, y1, z).
 
     Args:
         top: material and colour of the top and bottom where they differ.
-        cells: texture extent of each side wall, metres if not given.
+        panes: split the ends (x) and sides (y) into so many panes, each textured 0..1; metres if not given.
     """
     corners = np.array(
         [[side[0 + far_x], side[2 + far_y], side[4]] for far_x in (0, 1) for far_y in (0, 1) for side in (lower, upper)]
     )
-    extent = None if cells is None else np.tile(np.array(cells), (4, 1))
-    walls = quads(corners[_FACES[:4]], material, colour, extent)
-    return joined([walls, quads(corners[_FACES[4:]], *(top or (material, colour)))])
+    walls = corners[_FACES[:4]]
+    if panes is None:
+        parts = [quads(walls, material, colour)]
+    else:
+        ends, sides = _columns(walls[:2], panes[0]), _columns(walls[2:], panes[1])
+        split = np.concatenate([ends, sides])
+        parts = [quads(split, material, colour, np.ones((len(split), 2)))]
+    return joined([*parts, quads(corners[_FACES[4:]], *(top or (material, colour)))])
+
+
+def _columns(faces: Array, count: int) -> Array:
+    """Each four-cornered face cut into upright strips."""
+    cut = np.linspace(0, 1, count + 1)[:, None, None]
+    low = faces[None, :, 0] * (1 - cut) + faces[None, :, 1] * cut
+    high = faces[None, :, 3] * (1 - cut) + faces[None, :, 2] * cut
+    return np.stack([low[:-1], low[1:], high[1:], high[:-1]], 2).reshape(-1, 4, 3)
+
+
+@cache
+def _cube() -> tuple[Mesh, Float[Array, "t 3 2"]]:
+    """The unit cube, and for each texture coordinate the axis whose length it counts."""
+    cube = frustum((0, 1, 0, 1, 0), (0, 1, 0, 1, 1), PLAIN, GREY)
+    across = np.repeat([[1, 2], [1, 2], [0, 2], [0, 2], [1, 0], [1, 0]], 2, 0)
+    return cube, np.repeat(across[:, None], 3, 1)
 
 
 def block(
-    x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], material: int, colour: Colour
+    x: tuple[float, float],
+    y: tuple[float, float],
+    z: tuple[float, float],
+    material: int,
+    colour: Colour,
+    top: tuple[int, Colour] | None = None,
 ) -> Mesh:
-    """An upright cuboid."""
-    return frustum((*x, *y, z[0]), (*x, *y, z[1]), material, colour)
+    """An upright cuboid; its top and bottom of another material where `top` says so."""
+    cube, axes = _cube()
+    lower, extent = np.array([x[0], y[0], z[0]], np.float32), np.array([x[1] - x[0], y[1] - y[0], z[1] - z[0]], np.float32)
+    materials, colours = np.full(12, material, np.int32), np.tile(np.array(colour, np.float32), (12, 1))
+    if top is not None:
+        materials[8:], colours[8:] = top
+    return Mesh(cube.corners * extent + lower, cube.normals, cube.uv * extent[axes], materials, colours)
 
 
 def tube(
@@ -155,8 +193,13 @@ def tube(
     material: int,
     colour: Colour,
     cap: tuple[int, Colour] | None = None,
+    ends: str = "both",
 ) -> Mesh:
-    """A round bar, or a cone, with both ends closed; the caps' texture is 0 at the axis and 1 at the rim."""
+    """A round bar, or a cone; the caps' texture is 0 at the axis and 1 at the rim.
+
+    Args:
+        ends: which are closed: both, none, or only the start.
+    """
     axis = np.subtract(end, start)
     axis = axis / np.linalg.norm(axis)
     helper = np.array([0.0, 0.0, 1.0]) if abs(axis[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
@@ -180,7 +223,8 @@ def tube(
     )
     parts = [soup(wall[:, order], material, colour, uv[:, order], normal[:, order])]
     rim = np.tile(np.array([[0, 0], [1, 0], [1, 0]], np.float32), (sides, 1, 1))
-    for centre, edge, reverse in ((start, low, True), (end, high, False)):
+    closed = ((start, low, True), (end, high, False))[: {"both": 2, "start": 1, "none": 0}[ends]]
+    for centre, edge, reverse in closed:
         fan = np.stack([np.broadcast_to(centre, low[:-1].shape), edge[:-1], edge[1:]], 1)
         parts.append(
             soup(fan[:, ::-1] if reverse else fan, *(cap or (material, colour)), uv=rim[:, ::-1] if reverse else rim)

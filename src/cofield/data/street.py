@@ -186,7 +186,7 @@ def _light(rng: np.random.Generator) -> Light:
     sun = np.array([np.cos(around) * np.cos(height), np.sin(around) * np.cos(height), np.sin(height)])
     warmth = float(np.clip(1.2 - np.degrees(height) / 40, 0, 1))
     colour = np.array([1.0, 0.93 - 0.28 * warmth, 0.84 - 0.5 * warmth])
-    power = 0.35 if overcast else 2.6 - 0.7 * warmth
+    power = 0.22 if overcast else 2.6 - 0.7 * warmth
     grey = rng.uniform(0.55, 0.8)
     zenith = np.array([grey, grey, 1.04 * grey]) if overcast else np.array([0.16, 0.34, 0.72]) * rng.uniform(0.8, 1.1)
     horizon = (
@@ -197,7 +197,7 @@ def _light(rng: np.random.Generator) -> Light:
     season = rng.integers(4)
     grass = np.array([[0.1, 0.21, 0.035], [0.075, 0.15, 0.03], [0.16, 0.15, 0.05], [0.17, 0.16, 0.09]])[season]
     return Light(
-        sun, colour * power, zenith, horizon, 0.5 if overcast else 0.012, float(rng.uniform(0, 1)) if not overcast else 1.0,
+        sun, colour * power, zenith, horizon, 0.25 if overcast else 0.004, float(rng.uniform(0, 1)) if not overcast else 1.0,
         float(rng.uniform(350, 900)) if rng.random() < 0.8 else float(rng.uniform(110, 200)),
         float(rng.uniform(0.85, 1.2)) * (1.25 if overcast else 0.8), grass * rng.uniform(0.85, 1.15), int(rng.integers(1 << 30)),
     )  # fmt: skip

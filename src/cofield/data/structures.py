@@ -41,10 +41,10 @@ _WALLS: dict[int, list[Colour]] = {
 }
 
 
-def building(width: float, depth: float, floors: int, suburban: bool, rng: np.random.Generator) -> Mesh:
-    """A building on the rectangle [±width/2] × [±depth/2], its front towards -y; its height is the mesh's."""
+def building(width: float, depth: float, floors: int, suburban: bool, near: bool, rng: np.random.Generator) -> Mesh:
+    """A building on the rectangle [±width/2] × [±depth/2], its front towards -y; plainer from afar."""
     if suburban:
-        return _house(width, depth, min(floors, 3), rng)
+        return _house(width, depth, min(floors, 3), near, rng)
     material = int(rng.choice([BRICK, PLASTER, PLASTER, BRICK, CURTAIN] if floors < 8 else [CURTAIN, PLASTER]))
     colour = _WALLS[material][rng.integers(len(_WALLS[material]))]
     trim: Colour = tuple((0.5 * np.array(colour) + 0.3).tolist())
@@ -55,8 +55,8 @@ def building(width: float, depth: float, floors: int, suburban: bool, rng: np.ra
     if shop:
         parts.append(block((-x, x), (-y, y), (-0.1, base), SHOP, colour))
         awning: Colour = tuple((rng.random(3) ** 2 * 0.6 + 0.03).tolist())
-        parts.append(frustum((-x, x, -y - 0.15, -y, base - 0.5), (-x, x, -y - 0.15, -y, base), PLAIN, awning))
-        if rng.random() < 0.5:
+        parts.append(block((-x, x), (-y - 0.15, -y), (base - 0.5, base), PLAIN, awning))
+        if rng.random() < 0.5 and near:
             left = -x + rng.uniform(0.5, 0.3 * width)
             wedge = np.array(
                 [
@@ -72,26 +72,15 @@ def building(width: float, depth: float, floors: int, suburban: bool, rng: np.ra
     )
     top = base + height
     for lower, upper, reach in ((top - 0.35, top + 0.55, 0.18), (base + 0.0, base + 0.25, 0.1)):
-        parts.append(_rim(x, y, reach, lower, upper, trim))
-    for _ in range(int(rng.integers(0, 3))):
+        parts.append(block((-x - reach, x + reach), (-y - reach, y + reach), (lower, upper), PLAIN, trim, (GRAVEL, GREY)))
+    for _ in range(int(rng.integers(0, 3)) if near else 0):
         cx, cy, half = rng.uniform(-0.6, 0.6) * x, rng.uniform(-0.5, 0.5) * y, rng.uniform(0.8, 2.0)
-        parts.append(block((cx - half, cx + half), (cy - half, cy + half), (top, top + 1.2 + half), METAL, LIGHT))
-    if material != CURTAIN and rng.random() < 0.35:
+        parts.append(block((cx - half, cx + half), (cy - half, cy + half), (top, top + 1.5 + half), METAL, LIGHT))
+    if material != CURTAIN and near and rng.random() < 0.35:
         for storey in range(1, floors):
             z = base + 3.2 * storey + 0.3
             parts += [_balcony(cx, -y, z, trim) for cx in np.arange(-x + 2.4, x - 1.5, 5.6)]
     return joined(parts)
-
-
-def _rim(x: float, y: float, reach: float, lower: float, upper: float, colour: Colour) -> Mesh:
-    """A ledge around the walls; a parapet when it stands above the roof."""
-    bars = [
-        block((-x - reach, x + reach), (-y - reach, -y + 0.25), (lower, upper), PLAIN, colour),
-        block((-x - reach, x + reach), (y - 0.25, y + reach), (lower, upper), PLAIN, colour),
-        block((-x - reach, -x + 0.25), (-y, y), (lower, upper), PLAIN, colour),
-        block((x - 0.25, x + reach), (-y, y), (lower, upper), PLAIN, colour),
-    ]
-    return joined(bars)
 
 
 def _balcony(x: float, front: float, z: float, colour: Colour) -> Mesh:
@@ -100,12 +89,12 @@ def _balcony(x: float, front: float, z: float, colour: Colour) -> Mesh:
     return joined([slab, rail])
 
 
-def _house(width: float, depth: float, floors: int, rng: np.random.Generator) -> Mesh:
+def _house(width: float, depth: float, floors: int, near: bool, rng: np.random.Generator) -> Mesh:
     colour = _WALLS[HOUSE][rng.integers(len(_WALLS[HOUSE]))]
     tiles: Colour = [(0.28, 0.09, 0.05), (0.12, 0.11, 0.12), (0.2, 0.12, 0.09)][rng.integers(3)]
     x, y, height = width / 2, depth / 2, 2.9 * floors + 0.3
     ridge, reach = height + rng.uniform(0.3, 0.45) * depth, 0.45
-    walls = frustum((-x, x, -y, y, -0.1), (-x, x, -y, y, height), HOUSE, colour)
+    walls = block((-x, x), (-y, y), (-0.1, height), HOUSE, colour)
     gables = [soup(np.array([[s * x, -s * y, height], [s * x, s * y, height], [s * x, 0, ridge]]), PLASTER, colour,
                    uv=np.full((1, 3, 2), -50.0)) for s in (-1, 1)]  # fmt: skip
     slope = (ridge - height) / y
@@ -121,11 +110,11 @@ def _house(width: float, depth: float, floors: int, rng: np.random.Generator) ->
     ]
     upper = np.array(roof) + [0, 0, 0.12]
     parts = [walls, *gables, quads(upper, TILES, tiles), quads(np.array(roof)[:, ::-1], PLAIN, LIGHT)]
-    for face in upper:
+    for face in upper if near else ():
         parts.append(quads(np.stack([face[0] - [0, 0, 0.12], face[1] - [0, 0, 0.12], face[1], face[0]]), PLAIN, LIGHT))
     chimney = rng.uniform(-0.5, 0.5) * x
     parts.append(block((chimney - 0.35, chimney + 0.35), (0.2, 0.9), (height, ridge + 0.8), BRICK, (0.3, 0.13, 0.09)))
-    if rng.random() < 0.6:
+    if near and rng.random() < 0.6:
         parts.append(block((-1.3, 1.3), (-y - 1.5, -y), (2.35, 2.5), PLAIN, LIGHT))
         parts += [
             block((s * 1.2 - 0.06, s * 1.2 + 0.06), (-y - 1.45, -y - 1.33), (0, 2.35), PLAIN, LIGHT) for s in (-1, 1)

@@ -20,6 +20,7 @@ Array = np.ndarray
 
 # When agents are kept apart: all frames of a scene, their sweeps and late exposures, and a little more.
 WATCHED = np.arange(-1.5, 4.6, 0.1)
+_HEADWAY = 1.2  # metres that the drive, the first of all agents, keeps free before and behind itself
 _GROUP = {kind: name for name, kinds in KINDS.items() for kind in kinds}
 _STEPS = ("left", "passing", "right", "passing")
 
@@ -150,6 +151,7 @@ def compatible(agents: list[Agent], ground: Ground, standing: Float[Array, "o 5"
     """
     xy, yaw, _ = Routes.of(agents, ground).at_times(WATCHED)
     half = np.array([agent.size[:2] for agent in agents]) / 2 + margin
+    half[0, 0] += _HEADWAY
     moves = np.array([agent.moves for agent in agents])
     choice = np.array([agent.choice for agent in agents])
     after = np.array([agent.after for agent in agents])
