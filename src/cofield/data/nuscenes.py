@@ -121,8 +121,8 @@ class NuScenes:
         if self.cameras is not None:
             return self.cameras
         kinds = zip(self._channels, self.tables["channel.modality"].tolist(), strict=True)
-        present = [name for name, kind in kinds if kind == "camera"]
-        return tuple(sorted(present, key=lambda name: CAMERAS.index(name) if name in CAMERAS else len(CAMERAS)))
+        present = tuple(name for name, kind in kinds if kind == "camera")
+        return tuple(sorted(present, key=CAMERAS.index)) if set(present) <= set(CAMERAS) else present
 
     @cached_property
     def _channels(self) -> tuple[str, ...]:
