@@ -181,11 +181,11 @@ def _line(
 def _car_park(
     rng: np.random.Generator, put: Furniture, front: Front, along: float, width: float, leaves: list[Colour]
 ) -> list:
-    edges = sorted((front.at(0, 1.2)[1], front.at(0, 18.2)[1]))
+    edges = sorted((front.at(0.0, 1.2)[1], front.at(0.0, 18.2)[1]))
     gate = along + width / 2
-    drive = sorted((front.at(0, -front.kerb - 0.5)[1], front.at(0, 1.3)[1]))
+    drive = sorted((front.at(0.0, -front.kerb - 0.5)[1], front.at(0.0, 1.3)[1]))
     for place in np.arange(along + 2, along + width, 8.0):
-        _plant(rng, put, leaves, *front.at(float(place), 20.0), tall=6)
+        _plant(rng, put, leaves, *front.at(float(place), 20.0), tall=6.0)
     return [[gate - 3, gate + 3, *drive, 0.0], [along + 0.4, along + 0.4 + 2.7 * 9 + 0.1, *edges, 1.0]]
 
 
@@ -270,4 +270,4 @@ def _backyards(rng: np.random.Generator, put: Furniture, ground: Ground, leaves:
         px, py = float(rng.uniform(-70, 110)), float(rng.choice([-1, 1]) * rng.uniform(34, 62))
         clear = np.abs(px - ground.crosses[:, CENTRE]) - ground.crosses[:, HALF] > 26
         if clear.all():
-            _plant(rng, put, leaves, px, py, tall=9)
+            _plant(rng, put, leaves, px, py, tall=9.0)

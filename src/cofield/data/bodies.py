@@ -24,7 +24,9 @@ from cofield.data.shapes import (
     WHEEL,
     WINDOWS,
     YELLOW,
+    Colour,
     Mesh,
+    Place,
     blob,
     block,
     frustum,
@@ -95,7 +97,16 @@ def body(kind: str) -> Mesh:
 def _wheels(places: list[tuple[float, float]], radius: float, width: float) -> list[Mesh]:
     """Wheels at (x, outer |y|) on both sides."""
     return [
-        tube((x, side * y, radius), (x, side * (y - width), radius), (radius,) * 2, 10, PLAIN, BLACK, (WHEEL, GREY), "start")
+        tube(
+            (x, side * y, radius),
+            (x, side * (y - width), radius),
+            (radius,) * 2,
+            10,
+            PLAIN,
+            BLACK,
+            (WHEEL, GREY),
+            "start",
+        )
         for x, y in places
         for side in (-1, 1)
     ]
@@ -106,7 +117,9 @@ def _lamps(front: float, back: float, y: float, z: float, size: float = 0.16) ->
     for side in (-1, 1):
         inner, outer = sorted((side * (y - 2 * size), side * y))
         parts.append(block((front - 0.06, front + 0.015), (inner, outer), (z, z + size), LAMP, (0.9, 0.9, 0.85)))
-        parts.append(block((back - 0.015, back + 0.06), (inner, outer), (z + 0.08, z + 0.08 + size), LAMP, (0.55, 0.02, 0.02)))
+        parts.append(
+            block((back - 0.015, back + 0.06), (inner, outer), (z + 0.08, z + 0.08 + size), LAMP, (0.55, 0.02, 0.02))
+        )
     return parts
 
 
@@ -120,7 +133,7 @@ def _car(kind: str, length: float, width: float, height: float) -> Mesh:
         "van": (1.08, -0.985, -0.93, 0.42, 0.78, 1.08),
     }[kind]
     side = [
-        (-0.96, 0.22, 0.92), (0.94, 0.2, 0.92), (0.99, 0.3, 0.88), (1.0, 0.52, 0.88), (0.985, 0.68, 0.9), (0.93, 0.79, 0.93),
+        (-0.96, 0.22, 0.92), (0.94, 0.2, 0.92), (0.99, 0.3, 0.88), (1.0, 0.52, 0.88), (0.985, 0.7, 0.9), (0.94, 0.82, 0.93),
         (front + 0.1, waist - 0.03, 0.97), (front, waist, 0.97), (rear, tail, 0.97), (-0.965, tail - 0.07, 0.95),
         (-1.0, 0.7, 0.94), (-1.0, 0.4, 0.92),
     ]  # fmt: skip
@@ -140,7 +153,9 @@ def _car(kind: str, length: float, width: float, height: float) -> Mesh:
     for x in (0.6 * half, -0.58 * half):
         for side in (-1, 1):
             arch, centre = side * 0.988 * width / 2, radius + 0.02
-            parts.append(tube((x, arch, centre), (x, 0.9 * arch, centre), (radius + 0.07,) * 2, 10, PLAIN, BLACK, None, "start"))
+            parts.append(
+                tube((x, arch, centre), (x, 0.9 * arch, centre), (radius + 0.045,) * 2, 10, PLAIN, BLACK, None, "start")
+            )
     sill = 0.975 * width / 2
     parts.append(block((-0.4 * half, 0.42 * half), (-sill, sill), (0.2, 0.3), PLAIN, DARK))
     parts += _wheels([(0.6 * half, 0.5 * width), (-0.58 * half, 0.5 * width)], radius, 0.2)
@@ -311,7 +326,7 @@ def _cone() -> Mesh:
     )
 
 
-def _limb(start: tuple[float, float, float], end: tuple[float, float, float], thick: float, colour: tuple) -> Mesh:
+def _limb(start: Place, end: Place, thick: float, colour: Colour) -> Mesh:
     return tube(start, end, (thick, 0.72 * thick), 6, CLOTH, colour, None, "none")
 
 

@@ -7,6 +7,7 @@ its own frame, and the few rays that pass near it are brought there: no instant 
 from dataclasses import dataclass
 from functools import cache
 from math import acos, asin, sqrt
+from typing import no_type_check
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
@@ -124,7 +125,7 @@ class Stage:
             found["v"],
         )
         rays, starts = _near(origin, direction, hits.distance, now.spheres)
-        for m in np.flatnonzero(np.diff(starts)):
+        for m in np.flatnonzero(np.diff(starts)).tolist():
             near = rays[starts[m] : starts[m + 1]]
             place = self._local(origin[near], now, m, True)
             local = _embree(now.kinds[m]).run(
@@ -143,7 +144,7 @@ class Stage:
         blocked = self.still.run(origin, direction, query="OCCLUDED") >= 0
         distance = np.where(blocked, np.float32(0), FAR)
         rays, starts = _near(origin, direction, distance, now.spheres)
-        for m in np.flatnonzero(np.diff(starts)):
+        for m in np.flatnonzero(np.diff(starts)).tolist():
             near = rays[starts[m] : starts[m + 1]]
             near = near[~blocked[near]]
             if len(near):
@@ -171,6 +172,7 @@ class Stage:
 
 
 @njit(cache=True)
+@no_type_check
 def _bundle(origin, direction, distance, first, last):
     """The sphere around some rays' origins, their mean direction, its widest angle to one of them, and their reach."""
     centre, axis, reach = np.zeros(3), np.zeros(3), 0.0
@@ -190,6 +192,7 @@ def _bundle(origin, direction, distance, first, last):
 
 
 @njit(cache=True)
+@no_type_check
 def _candidates(spheres, centre, axis, angle, spread, reach, found):
     """Which spheres a bundle of rays can touch at all; their number, and they themselves in `found`."""
     count = 0
@@ -208,6 +211,7 @@ def _candidates(spheres, centre, axis, angle, spread, reach, found):
 
 
 @njit(cache=True)
+@no_type_check
 def _near(origin, direction, distance, spheres):
     """For each sphere the rays that pass through it before `distance`: their numbers, and where each sphere's begin."""
     count = np.zeros(len(spheres) + 1, np.int64)

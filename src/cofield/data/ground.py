@@ -7,6 +7,7 @@ Roads lie at z = 0; everything else (sidewalks, medians, lawns) is one kerb high
 
 from dataclasses import dataclass
 from math import inf, sin, sqrt
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -102,6 +103,7 @@ def layers_of(codes: Int[Array, "*n"]) -> Bool[Array, "m *n"]:
 
 
 @njit(cache=True)
+@no_type_check
 def _road(d, gap, side, along, road):
     """The code at signed distance d (left positive) from a road's axis, `gap` metres before a junction's edge.
 
@@ -148,6 +150,7 @@ def _road(d, gap, side, along, road):
 
 
 @njit(cache=True)
+@no_type_check
 def _code(x, y, bend, mains, crosses, lots, yards):
     py = y - bend[0] * sin(bend[1] * x + bend[2])
     px = x - bend[3] * sin(bend[4] * py + bend[5])
@@ -194,6 +197,7 @@ def _code(x, y, bend, mains, crosses, lots, yards):
 
 
 @njit(cache=True)
+@no_type_check
 def _codes(xy, bend, mains, crosses, lots, yards):
     codes = np.empty(len(xy), np.int64)
     for i in range(len(xy)):
@@ -202,6 +206,7 @@ def _codes(xy, bend, mains, crosses, lots, yards):
 
 
 @njit(cache=True)
+@no_type_check
 def _meet(origin, direction, bend, mains, crosses, lots, yards):
     distance = np.full(len(origin), np.float32(1e30))
     codes = np.zeros(len(origin), np.int32)

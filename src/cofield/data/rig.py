@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import cos, radians, sin
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -31,7 +30,7 @@ class Mount:
     def looking(
         cls, name: str, size: tuple[int, int], focal: float, centre: tuple[float, float],
         place: tuple[float, float, float], yaw_deg: float, pitch_deg: float = 0.0, delay: float = 0.0,
-    ) -> Self:  # fmt: skip
+    ) -> "Mount":  # fmt: skip
         """A pinhole camera at a place of the ego frame; yaw turns it left, pitch down."""
         yaw, pitch = radians(yaw_deg), radians(pitch_deg)
         forward = [cos(yaw) * cos(pitch), sin(yaw) * cos(pitch), -sin(pitch)]
@@ -46,7 +45,7 @@ class Mount:
         return cls(name, size, pix_T_cam, cam_T_ego, delay)
 
     @classmethod
-    def of(cls, camera: Camera) -> Self:
+    def of(cls, camera: Camera) -> "Mount":
         """The calibration of an exposure, to see the same view again."""
         height, width = camera.image.shape[-2:]
         return cls(camera.name, (height, width), camera.pix_T_cam, camera.cam_T_ego)

@@ -5,6 +5,7 @@ finer than a pixel's footprint fade into their mean.
 """
 
 from math import exp, floor, sqrt
+from typing import no_type_check
 
 import numpy as np
 from numba import njit
@@ -19,6 +20,7 @@ _GROUND_ECHO = np.array([0.12, 0.28, 0.36, 0.3, 0.14, 0.36, 0.25, 0.3], np.float
 
 
 @njit(cache=True)
+@no_type_check
 def _hash(x, y, z):
     """A number in 0..1 for three integers."""
     h = (np.int64(x) * 374761393 + np.int64(y) * 668265263 + np.int64(z) * 2147483647) & 0xFFFFFFFF
@@ -28,6 +30,7 @@ def _hash(x, y, z):
 
 
 @njit(cache=True)
+@no_type_check
 def _noise(x, y, seed):
     """Smooth noise in 0..1 with features of unit size."""
     ix, iy = floor(x), floor(y)
@@ -39,12 +42,14 @@ def _noise(x, y, seed):
 
 
 @njit(cache=True)
+@no_type_check
 def _visible(size, footprint):
     """How much of a pattern of this size a pixel of this footprint still shows."""
     return min(1.0, max(0.0, size / footprint - 0.4))
 
 
 @njit(cache=True)
+@no_type_check
 def _ground_albedo(x, y, code, footprint, grass):
     surface, paint = code & 7, (code >> g.PAINT_SHIFT) & 3
     grain = (_noise(x * 9, y * 9, 1) - 0.5) * _visible(0.12, footprint)
@@ -58,8 +63,8 @@ def _ground_albedo(x, y, code, footprint, grass):
         tone = 0.085 if surface == g.ASPHALT else 0.125
         tone *= 1 + 0.4 * patch + 0.4 * grain
         crack = abs(_noise(x * 0.55, y * 0.55, 3) - 0.5)
-        if crack < 0.012:
-            tone *= 1 - 0.4 * _visible(0.08, footprint)
+        if crack < 0.007:
+            tone *= 1 - 0.25 * _visible(0.08, footprint)
         return tone, tone, 1.05 * tone
     if surface == g.GRASS or surface == g.FIELD:
         blades = (_noise(x * 5, y * 5, 4) - 0.5) * _visible(0.2, footprint) + grain
@@ -83,6 +88,7 @@ def _ground_albedo(x, y, code, footprint, grass):
 
 
 @njit(cache=True)
+@no_type_check
 def _sky(dx, dy, dz, light):
     """The colour of the sky in a direction; `light` packs sun, sunlight, zenith, horizon and clouds."""
     up = max(dz, 0.0)
@@ -112,6 +118,7 @@ def _sky(dx, dy, dz, light):
 
 
 @njit(cache=True)
+@no_type_check
 def _wall(material, u, v, r, gr, b, footprint, key):
     """Albedo of a facade, and how much of it is glass."""
     if v < -10:
@@ -163,6 +170,7 @@ def _wall(material, u, v, r, gr, b, footprint, key):
 
 
 @njit(cache=True)
+@no_type_check
 def _surface(material, u, v, x, y, z, r, gr, b, footprint, key):
     """Albedo, share of mirror-like glass, share of clear coat, and emission of an object's surface."""
     if (
@@ -224,6 +232,7 @@ def _surface(material, u, v, x, y, z, r, gr, b, footprint, key):
 
 
 @njit(cache=True)
+@no_type_check
 def normals_at(direction, triangle, mover_yaw, u, v, corner_normals, corners):
     """The shading normal and the facing geometric normal where rays met triangles; up on the ground."""
     count = len(triangle)
@@ -255,6 +264,7 @@ def normals_at(direction, triangle, mover_yaw, u, v, corner_normals, corners):
 
 
 @njit(cache=True)
+@no_type_check
 def sun_rays(place, flat, sun, softness, seed):
     """Rays towards the sun, a little off the surface, spread over its disc (or over a cloudy sky)."""
     origin, direction = np.empty_like(place), np.empty_like(place)
@@ -270,6 +280,7 @@ def sun_rays(place, flat, sun, softness, seed):
 
 
 @njit(cache=True)
+@no_type_check
 def colours(direction, place, distance, code, triangle, agent, u, v, shading, lit, tables, tints, light, grass, pixel):
     """Linear light from each ray's surface to the eye, hazed; `pixel` is the angle of its pixel."""
     corner_uv, material, colour = tables
@@ -341,6 +352,7 @@ def colours(direction, place, distance, code, triangle, agent, u, v, shading, li
 
 
 @njit(cache=True)
+@no_type_check
 def exposed(linear, exposure, grain, seed):
     """What the sensor makes of linear light: exposure, a film-like curve, gamma, a little noise; 0..1."""
     out = np.empty_like(linear)
@@ -355,6 +367,7 @@ def exposed(linear, exposure, grain, seed):
 
 
 @njit(cache=True)
+@no_type_check
 def echoes(direction, distance, code, triangle, agent, shading, material, colour, tints):
     """The intensity of each return, 0..1: reflectivity, angle and range."""
     out = np.empty(len(distance), np.float32)

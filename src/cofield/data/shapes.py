@@ -6,7 +6,6 @@ from one car to the next. Everything with a detection box fills that box to the 
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,7 +24,9 @@ FIRST, SECOND, THIRD = (-1.0, 0.0, 0.0), (-2.0, 0.0, 0.0), (-3.0, 0.0, 0.0)
 BLACK, DARK, GREY, LIGHT = (0.03, 0.03, 0.03), (0.08, 0.08, 0.09), (0.3, 0.3, 0.31), (0.6, 0.6, 0.6)
 ORANGE, YELLOW, RED = (0.85, 0.25, 0.03), (0.8, 0.5, 0.04), (0.6, 0.03, 0.03)
 
-Colour = tuple[float, float, float]
+Number = float | int
+Place = tuple[Number, Number, Number]
+Colour = tuple[Number, Number, Number]
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,28 @@ class Mesh:
     def __len__(self) -> int:
         return len(self.corners)
 
-    def placed(self, xyz: tuple[float, float, float], yaw: float = 0.0, scale: float = 1.0) -> Self:
+    def placed(self, xyz: Place, yaw: float = 0.0, scale: float = 1.0) -> "Mesh":
         """The mesh scaled, turned about z and moved."""
         cos, sin = np.cos(yaw), np.sin(yaw)
         turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32)
         corners = self.corners @ (turn * np.float32(scale)) + np.array(xyz, np.float32)
         return replace(self, corners=corners, normals=self.normals @ turn)
 
-    def stretched(self, x: float, y: float, z: float) -> Self:
+    def stretched(self, x: Number, y: Number, z: Number) -> "Mesh":
         """The mesh scaled along its own axes."""
         factor = np.array([x, y, z], np.float32)
         normals = self.normals / factor
         normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
         return replace(self, corners=self.corners * factor, normals=normals)
 
-    def fitted(self, length: float, width: float, height: float) -> Self:
+    def fitted(self, length: Number, width: Number, height: Number) -> "Mesh":
         """The mesh moved and stretched so that it just fills a box of this size on the ground."""
         lower, upper = self.corners.reshape(-1, 3).min(0), self.corners.reshape(-1, 3).max(0)
         centre = np.array([(lower[0] + upper[0]) / 2, (lower[1] + upper[1]) / 2, lower[2]], np.float32)
         extent = np.array([length, width, height]) / (upper - lower)
         return replace(self, corners=self.corners - centre).stretched(*extent.tolist())
 
-    def tinted(self, first: Colour, second: Colour = GREY, third: Colour = GREY) -> Self:
+    def tinted(self, first: Colour, second: Colour = GREY, third: Colour = GREY) -> "Mesh":
         """The mesh with its open colours decided."""
         colour = self.colour.copy()
         for mark, tint in ((FIRST, first), (SECOND, second), (THIRD, third)):
@@ -126,8 +127,8 @@ _FACES = np.array([[4, 6, 7, 5], [2, 0, 1, 3], [6, 2, 3, 7], [0, 4, 5, 1], [5, 7
 
 
 def frustum(
-    lower: tuple[float, float, float, float, float],
-    upper: tuple[float, float, float, float, float],
+    lower: tuple[Number, ...],
+    upper: tuple[Number, ...],
     material: int,
     colour: Colour,
     top: tuple[int, Colour] | None = None,
@@ -161,7 +162,7 @@ def _columns(faces: Array, count: int) -> Array:
 
 
 @cache
-def _cube() -> tuple[Mesh, Float[Array, "t 3 2"]]:
+def _cube() -> tuple[Mesh, Int[Array, "t 3 2"]]:
     """The unit cube, and for each texture coordinate the axis whose length it counts."""
     cube = frustum((0, 1, 0, 1, 0), (0, 1, 0, 1, 1), PLAIN, GREY)
     across = np.repeat([[1, 2], [1, 2], [0, 2], [0, 2], [1, 0], [1, 0]], 2, 0)
@@ -169,16 +170,19 @@ def _cube() -> tuple[Mesh, Float[Array, "t 3 2"]]:
 
 
 def block(
-    x: tuple[float, float],
-    y: tuple[float, float],
-    z: tuple[float, float],
+    x: tuple[Number, Number],
+    y: tuple[Number, Number],
+    z: tuple[Number, Number],
     material: int,
     colour: Colour,
     top: tuple[int, Colour] | None = None,
 ) -> Mesh:
     """An upright cuboid; its top and bottom of another material where `top` says so."""
     cube, axes = _cube()
-    lower, extent = np.array([x[0], y[0], z[0]], np.float32), np.array([x[1] - x[0], y[1] - y[0], z[1] - z[0]], np.float32)
+    lower, extent = (
+        np.array([x[0], y[0], z[0]], np.float32),
+        np.array([x[1] - x[0], y[1] - y[0], z[1] - z[0]], np.float32),
+    )
     materials, colours = np.full(12, material, np.int32), np.tile(np.array(colour, np.float32), (12, 1))
     if top is not None:
         materials[8:], colours[8:] = top
@@ -186,9 +190,9 @@ def block(
 
 
 def tube(
-    start: tuple[float, float, float],
-    end: tuple[float, float, float],
-    radii: tuple[float, float],
+    start: Place,
+    end: Place,
+    radii: tuple[Number, Number],
     sides: int,
     material: int,
     colour: Colour,
@@ -232,7 +236,7 @@ def tube(
     return joined(parts)
 
 
-def loft(profile: list[tuple[float, float, float]], material: int, colour: Colour) -> Mesh:
+def loft(profile: list[Place], material: int, colour: Colour) -> Mesh:
     """A body by its closed side view: points (x, z, half width), counter-clockwise seen from the right (-y)."""
     outline = np.array(profile)
     left = np.stack([outline[:, 0], outline[:, 2], outline[:, 1]], -1)
@@ -273,9 +277,9 @@ def icosphere(subdivisions: int) -> Float[Array, "t 3 3"]:
 
 
 def blob(
-    centre: tuple[float, float, float],
-    radius: tuple[float, float, float],
-    lumps: float,
+    centre: Place,
+    radius: Place,
+    lumps: Number,
     seed: int,
     material: int,
     colour: Colour,

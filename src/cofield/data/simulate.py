@@ -119,7 +119,9 @@ class World:
     def _number(self, scene: int | str) -> int:
         if isinstance(scene, str):
             if scene not in self._scene_names:
-                raise ValueError(f"{self.name} {self.split} has no scene {scene!r}; its first is {self._scene_names[0]!r}")
+                raise ValueError(
+                    f"{self.name} {self.split} has no scene {scene!r}; its first is {self._scene_names[0]!r}"
+                )
             return self._scene_names.index(scene)
         if not 0 <= scene < len(self._scene_names):
             raise ValueError(f"{self.name} {self.split} has scenes 0 to {len(self._scene_names) - 1}, got {scene}")
@@ -152,13 +154,17 @@ class World:
                     continue
                 town_T_ego = scene.town_T_ego(time - age)
                 parts.append(_sweep(scene, rig, columns, town_T_ego, ego_T_town, age, time - age, len(origins), rng))
-                origins.append((ego_T_town @ town_T_ego @ torch.tensor([*rig.lidar, 1.0], dtype=torch.float64))[:3].float())
+                origins.append(
+                    (ego_T_town @ town_T_ego @ torch.tensor([*rig.lidar, 1.0], dtype=torch.float64))[:3].float()
+                )
         columns_of = zip(*parts, strict=True)
-        xyz, intensity, age, origin, labels, tracks = (torch.from_numpy(np.concatenate(column)) for column in columns_of)
+        xyz, intensity, age, origin, labels, tracks = (
+            torch.from_numpy(np.concatenate(column)) for column in columns_of
+        )
         return Points(xyz, intensity, age, origin, labels, tracks), torch.stack(origins)
 
     def _boxes(self, scene: Scene, time: float, points: Points) -> Boxes:
-        """The boxes of all agents within the LiDAR's range."""
+        """The boxes of all agents that the LiDAR can reach."""
         street = scene.stage.street
         if not street.agents:
             return Boxes.empty()
@@ -178,7 +184,8 @@ class World:
             attribute=torch.tensor(attribute),
         )
         boxes = boxes.moved(inverse(scene.town_T_ego(time)))
-        boxes = boxes.select(boxes.centre[:, :2].norm(dim=-1) <= self.rig.max_range)
+        reach = self.rig.max_range + boxes.size.norm(dim=-1) / 2
+        boxes = boxes.select(boxes.centre.norm(dim=-1) <= reach)
         key = points.xyz_ego[points.origin < (self.rig.slices if self.rig.spin else 1)].numpy()
         place = torch.cat([boxes.centre, boxes.size, boxes.yaw[:, None]], -1).numpy()
         return Boxes(
@@ -261,9 +268,13 @@ def _refuse_inside(scene: Scene, place: Array, name: str) -> None:
     along, across = delta[:, 0] * cos + delta[:, 1] * sin, delta[:, 1] * cos - delta[:, 0] * sin
     within = (np.abs(along) < buildings[:, 2]) & (np.abs(across) < buildings[:, 3]) & (place[2] < buildings[:, 5])
     if within.any():
-        raise ValueError(f"camera {name!r} is inside a building of {scene.name}; move it, for instance higher than {buildings[within, 5].max():.0f} m")
+        raise ValueError(
+            f"camera {name!r} is inside a building of {scene.name}; move it, for instance higher than {buildings[within, 5].max():.0f} m"
+        )
     if place[2] <= 0.15:
-        raise ValueError(f"camera {name!r} is {place[2]:.2f} m above the road of {scene.name}; it needs more than 0.15 m")
+        raise ValueError(
+            f"camera {name!r} is {place[2]:.2f} m above the road of {scene.name}; it needs more than 0.15 m"
+        )
 
 
 def _paint(stage: Stage, origin: Array, direction: Array, hits: Hits, now: Instant, angle: Array, seed: int) -> Array:

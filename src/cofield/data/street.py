@@ -117,7 +117,7 @@ class Plan:
     lane: int
 
 
-def _road(rng: np.random.Generator, centre: float, lanes: int, suburban: bool, wide: bool) -> list[float]:
+def _road(rng: np.random.Generator, centre: float, lanes: int, suburban: bool, wide: bool) -> list[float | int]:
     lane = float(rng.uniform(3.1, 3.6))
     median = float(rng.choice([0.0, 0.0, 1.1, 1.6])) if lanes > 1 else 0.0
     parking = 2.4 if wide or rng.random() < 0.6 else 0.35

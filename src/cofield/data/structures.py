@@ -72,7 +72,9 @@ def building(width: float, depth: float, floors: int, suburban: bool, near: bool
     )
     top = base + height
     for lower, upper, reach in ((top - 0.35, top + 0.55, 0.18), (base + 0.0, base + 0.25, 0.1)):
-        parts.append(block((-x - reach, x + reach), (-y - reach, y + reach), (lower, upper), PLAIN, trim, (GRAVEL, GREY)))
+        parts.append(
+            block((-x - reach, x + reach), (-y - reach, y + reach), (lower, upper), PLAIN, trim, (GRAVEL, GREY))
+        )
     for _ in range(int(rng.integers(0, 3)) if near else 0):
         cx, cy, half = rng.uniform(-0.6, 0.6) * x, rng.uniform(-0.5, 0.5) * y, rng.uniform(0.8, 2.0)
         parts.append(block((cx - half, cx + half), (cy - half, cy + half), (top, top + 1.5 + half), METAL, LIGHT))

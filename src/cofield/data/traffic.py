@@ -6,6 +6,7 @@ times; its position, heading and velocity at any time are formulas, so frames ne
 
 from dataclasses import dataclass, field
 from math import cos, pi, sin
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +21,7 @@ Array = np.ndarray
 
 # When agents are kept apart: all frames of a scene, their sweeps and late exposures, and a little more.
 WATCHED = np.arange(-1.5, 4.6, 0.1)
+SLACK = 0.03  # metres that a box leaves free around its body, as people draw them: noisy returns stay inside
 _HEADWAY = 1.2  # metres that the drive, the first of all agents, keeps free before and behind itself
 _GROUP = {kind: name for name, kinds in KINDS.items() for kind in kinds}
 _STEPS = ("left", "passing", "right", "passing")
@@ -71,8 +73,9 @@ class Agent:
 
     @property
     def size(self) -> tuple[float, float, float]:
+        """Of its box."""
         length, width, height = KINDS[self.group][f"{self.kind}_left" if self.walks else self.kind]
-        return length * self.scale, width * self.scale, height * self.scale
+        return length * self.scale + 2 * SLACK, width * self.scale + 2 * SLACK, height * self.scale + SLACK
 
     def step(self, time: float) -> str:
         """The body at a time: a walker's legs swing with the distance covered."""
@@ -160,6 +163,7 @@ def compatible(agents: list[Agent], ground: Ground, standing: Float[Array, "o 5"
 
 
 @njit(cache=True)
+@no_type_check
 def _apart(ax, ay, al, aw, ayaw, bx, by, bl, bw, byaw):
     """Whether two rectangles have a gap, by the four directions of their sides."""
     dx, dy = bx - ax, by - ay
@@ -177,6 +181,7 @@ def _apart(ax, ay, al, aw, ayaw, bx, by, bl, bw, byaw):
 
 
 @njit(cache=True)
+@no_type_check
 def _place(xy, yaw, half, moves, choice, after, standing):
     agents, times = yaw.shape
     placed = np.zeros(agents, np.bool_)
@@ -214,6 +219,7 @@ def _place(xy, yaw, half, moves, choice, after, standing):
 
 
 @njit(cache=True)
+@no_type_check
 def inside(xyz, boxes):
     """How many points lie in each box (centre, size, yaw)."""
     count = np.zeros(len(boxes), np.int64)

@@ -27,7 +27,9 @@ def render_world(world: World, out: Path, frames: int = 4) -> None:
         for name, image in shown:
             Image.fromarray(image).save(out / f"{frame.token}_{name}.png")
         labels = frame.points.labels
-        colour = np.full((len(frame.points), 3), 200, np.uint8) if labels is None else paint.SEMANTIC_PALETTE[labels.numpy()]
+        colour = (
+            np.full((len(frame.points), 3), 200, np.uint8) if labels is None else paint.SEMANTIC_PALETTE[labels.numpy()]
+        )
         paint.write_ply(out / f"{frame.token}_points.ply", frame.points.xyz_ego, colour)
         rows += [(f"{frame.token} {name}", image) for name, image in shown]
     columns = len(rows) // frames

@@ -77,7 +77,7 @@ def bird_picture(frame: Frame, grid: BoxGrid, scale: int = 6) -> Picture:
         base = map_picture(frame.maps)
         area = frame.maps.grid
     else:
-        base, area = np.full((*grid.shape[1:], 3), 60, np.uint8), grid
+        base, area = _upward(np.full((*grid.shape[1:], 3), 60, np.uint8)), grid
     canvas = Image.fromarray(base).resize((base.shape[1] * scale, base.shape[0] * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
 
@@ -116,7 +116,9 @@ def _upward(raster: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(raster.transpose(1, 0, 2)[::-1, ::-1])
 
 
-def tiles(pictures: Sequence[tuple[str, Picture]], columns: int, width: int | None = None) -> Picture:
+def tiles(
+    pictures: Sequence[tuple[str, Picture]], columns: int, width: int | None = None
+) -> UInt8[np.ndarray, "rows columns 3"]:
     """Pictures side by side with their captions, each scaled to `width` (the first one's if not given)."""
     if not pictures:
         raise ValueError("tiles need at least one picture")
@@ -147,6 +149,8 @@ def write_ply(path: Path, xyz: Float[Tensor, "p 3"], colour: UInt8[np.ndarray, "
     """A coloured point cloud as a binary PLY file, which MeshLab, CloudCompare and Blender open."""
     table = np.empty(len(xyz), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
     table["xyz"], table["rgb"] = xyz.numpy(), colour
-    properties = [f"property float {axis}" for axis in "xyz"] + [f"property uchar {c}" for c in ("red", "green", "blue")]
+    properties = [f"property float {axis}" for axis in "xyz"] + [
+        f"property uchar {c}" for c in ("red", "green", "blue")
+    ]
     head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(xyz)}", *properties, "end_header", ""]
     path.write_bytes("\n".join(head).encode() + table.tobytes())
