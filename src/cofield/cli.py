@@ -4,60 +4,214 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import tyro
 
 Word = tyro.conf.Positional[str]
+Answer = TypeVar("Answer")
 
 
-def doctor(json: bool = False) -> int:
-    """Say what this machine offers, what is installed and what is missing.
-
-    Args:
-        json: print it for machines.
-    """
+def doctor(arguments: list[str]) -> int:
+    """Say what this machine offers, what is installed and what is missing."""
     from cofield.view.doctor import examine, explain
 
+    def options(json: bool = False) -> bool:
+        """Examine the machine.
+
+        Args:
+            json: print it for machines.
+        """
+        return json
+
+    as_json = _parse(options, doctor, arguments)
     report = examine()
-    print(explain(report, as_json=json))
+    print(explain(report, as_json=as_json))
     return 0 if report["ready"] else 1
 
 
-def render(source: Word, out: Path, frames: int = 4, split: str = "val") -> int:
-    """Draw frames of a source: images, depth, semantics, instances, bird's eye and points.
+def recipes(arguments: list[str]) -> int:
+    """List the named runs, print one, or say how two differ."""
+    from cofield.train.config import as_yaml, differences
+    from cofield.train.recipes import RECIPES, recipe
 
-    Args:
-        source: what to draw: world:tiny, world:small, world:nuscenes-like or world:kitti-like, with @tune, @report
-            or @sealed for its town.
-        out: the folder to write to.
-        frames: how many, spread over the split.
-        split: train or val.
-    """
-    from cofield.data import open_source
-    from cofield.view.gallery import render_world
+    def options(
+        name: tyro.conf.Positional[str | None] = None, diff: str | None = None
+    ) -> tuple[str | None, str | None]:
+        """Show recipes.
 
-    render_world(open_source(source, split=split), out, frames)
-    print(f"{frames} frames of {source} are in {out}")
+        Args:
+            name: the recipe to print.
+            diff: another recipe, to compare it with.
+        """
+        return name, diff
+
+    name, other = _parse(options, recipes, arguments)
+    if name is None:
+        width = max(len(each) for each in RECIPES)
+        print("\n".join(f"{each:<{width}}  {make.__doc__}" for each, make in RECIPES.items()))
+    elif other is None:
+        print(as_yaml(recipe(name)), end="")
+    else:
+        print(differences(recipe(name), recipe(other)).replace(", ", "\n") or "they are the same")
     return 0
 
 
-VERBS: dict[str, Callable[..., int]] = {"doctor": doctor, "render": render}
+def pretrain(arguments: list[str]) -> int:
+    """Pre-train a recipe: hide, lift, render, compare. The same command again resumes it."""
+    from cofield.train.config import Pretraining
+    from cofield.train.recipes import RECIPES, recipe
+    from cofield.train.run import pretrain as train
+
+    name, rest = _leading_word(arguments, pretrain, f"the recipe to train: {', '.join(RECIPES)}")
+    start = recipe(name)
+
+    def options(
+        config: Annotated[Pretraining, tyro.conf.arg(name="")] = start, run: Path | None = None
+    ) -> tuple[Pretraining, Path]:
+        """Pre-train.
+
+        Args:
+            config: every field of the recipe can be changed.
+            run: the folder of the run; it is resumed if it exists.
+        """
+        return config, run or Path("runs") / name.replace(":", "-")
+
+    config, folder = _parse(options, pretrain, rest)
+    return 0 if train(config, folder) else 130
+
+
+def render(arguments: list[str]) -> int:
+    """Draw what a source holds, or what a run paints, as pictures and point clouds."""
+
+    def options(what: Word, out: Path, frames: int = 4, split: str = "val") -> tuple[str, Path, int, str]:
+        """Draw frames, spread over a split.
+
+        Args:
+            what: a run's folder, or a source: world:tiny, world:small, world:nuscenes-like or world:kitti-like, with
+                @tune, @report or @sealed for its town.
+            out: the folder to write to.
+            frames: how many.
+            split: train or val.
+        """
+        return what, out, frames, split
+
+    what, out, frames, split = _parse(options, render, arguments)
+    if frames < 1:
+        raise ValueError(f"--frames must be at least 1, got {frames}")
+    if (Path(what) / "config.yaml").is_file():
+        from cofield.view.pictures import render_run
+
+        scores = render_run(Path(what), out, frames, split)
+        print("\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
+    else:
+        from cofield.data import open_source
+        from cofield.data.simulate import World
+        from cofield.view.gallery import render_world
+
+        source = open_source(what, split=split)
+        if not isinstance(source, World):
+            raise ValueError(f"render draws runs and synthetic worlds; {what} is neither (check-data draws data sets)")
+        render_world(source, out, frames)
+    print(f"{frames} frames of {what} are in {out}")
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure a run on held-out frames."""
+    import json as machine
+
+    from cofield.view.pictures import measure_run
+
+    def options(run: Word, frames: int = 32, json: bool = False) -> tuple[Path, int, bool]:
+        """Measure what a pre-trained field paints: every ray of the held-out frames.
+
+        Args:
+            run: the run's folder.
+            frames: how many, spread over the held-out split.
+            json: print it for machines.
+        """
+        return Path(run), frames, json
+
+    folder, frames, as_json = _parse(options, evaluate, arguments)
+    scores = measure_run(folder, frames)
+    print(machine.dumps(scores) if as_json else "\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    """Put a run's pictures, curves, configuration and numbers into one HTML file."""
+    from cofield.view.report import report_run
+
+    def options(run: Word, out: Path, frames: int = 2) -> tuple[Path, Path, int]:
+        """Report a run.
+
+        Args:
+            run: the run's folder.
+            out: the HTML file to write.
+            frames: held-out frames to show.
+        """
+        return Path(run), out, frames
+
+    folder, out, frames = _parse(options, report, arguments)
+    report_run(folder, out, frames)
+    print(f"the report is {out}")
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "doctor": doctor,
+    "recipes": recipes,
+    "pretrain": pretrain,
+    "render": render,
+    "evaluate": evaluate,
+    "report": report,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb; exit 0 when done, 1 when a check failed, 2 when the request was wrong."""
+    """Run one verb; exit 0 when done, 1 when a check failed, 2 when the request was wrong, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            VERBS,
-            prog="cofield",
-            description="Teach 3-D perception from raw driving logs.",
-            args=arguments or ["--help"],
-        )
+        verb, *rest = arguments
+        if verb not in VERBS:
+            raise ValueError(f"no verb is called {verb!r}; there is {', '.join(VERBS)}")
+        status = VERBS[verb](rest)
+    except BrokenPipeError:
+        status = 141  # whoever read our output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, LookupError, OSError) as problem:
         if os.environ.get("COFIELD_TRACEBACK"):
             raise
-        print(f"cofield: {problem}", file=sys.stderr)
+        print(f"cofield: {_sentence(problem)}", file=sys.stderr)
         print("(COFIELD_TRACEBACK=1 shows where)", file=sys.stderr)
         status = 2
     sys.exit(status)
+
+
+def _overview() -> str:
+    width = max(len(verb) for verb in VERBS)
+    lines = [f"  {verb:<{width}}  {(run.__doc__ or '').splitlines()[0]}" for verb, run in VERBS.items()]
+    return "\n".join(
+        ["usage: cofield VERB ...", "", "Teach 3-D perception from raw driving logs.", "", *lines, "",
+         "cofield VERB --help says more."]
+    )  # fmt: skip
+
+
+def _parse(options: Callable[..., Answer], verb: Callable[..., int], arguments: list[str]) -> Answer:
+    return tyro.cli(options, prog=f"cofield {verb.__name__}", description=verb.__doc__, args=arguments)
+
+
+def _leading_word(arguments: list[str], verb: Callable[..., int], meaning: str) -> tuple[str, list[str]]:
+    """The first argument, which decides what the others may be."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"cofield {verb.__name__} takes first {meaning}")
+    return arguments[0], arguments[1:]
+
+
+def _sentence(problem: Exception) -> str:
+    """What an error says; a KeyError would otherwise show only its quoted key."""
+    return str(problem.args[0]) if isinstance(problem, KeyError) and problem.args else str(problem)

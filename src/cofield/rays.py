@@ -4,7 +4,7 @@ Which pixels, beams or cells is the caller's choice; a ray remembers it as `sour
 the tensor it was chosen from, so that a target is a gather: `batch.images[...].flatten()[source]`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,10 @@ class Rays:
 
     def __len__(self) -> int:
         return len(self.origin)
+
+    def select(self, which: slice | Int[Tensor, "n"] | Bool[Tensor, "r"]) -> "Rays":
+        """The rays at the given places."""
+        return Rays(*(getattr(self, field.name)[which] for field in fields(self)))
 
     @classmethod
     def from_cameras(cls, batch: Batch, pixels: Int[Tensor, "r"], grid: Grid) -> "Rays":

@@ -31,6 +31,17 @@ class Seen:
     distance: Float[Tensor, "r s"]
 
 
+def joined(pieces: list[Seen]) -> Seen:
+    """What several groups of rays see, as one."""
+    return Seen(
+        range=torch.cat([piece.range for piece in pieces]),
+        opacity=torch.cat([piece.opacity for piece in pieces]),
+        channels={name: torch.cat([piece.channels[name] for piece in pieces]) for name in pieces[0].channels},
+        weight=torch.cat([piece.weight for piece in pieces]),
+        distance=torch.cat([piece.distance for piece in pieces]),
+    )
+
+
 def render(field: Field, volume: Volume, rays: Rays, jitter: Float[Tensor, "r s"]) -> Seen:
     """The field along rays, one sample in each interval.
 

@@ -1,6 +1,6 @@
 """What a run is: plain data, written beside its results so that it can be repeated exactly."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -90,10 +90,9 @@ class Pretraining:
     optim: Optim = field(default_factory=Optim)
 
 
-def save_config(config: Pretraining, path: Path) -> None:
+def as_yaml(config: Pretraining) -> str:
     """The configuration as YAML."""
-    plain = TypeAdapter(Pretraining).dump_python(config, mode="json")
-    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    return yaml.safe_dump(TypeAdapter(Pretraining).dump_python(config, mode="json"), sort_keys=False)
 
 
 def load_config(path: Path) -> Pretraining:
@@ -102,3 +101,14 @@ def load_config(path: Path) -> Pretraining:
         return TypeAdapter(Pretraining).validate_python(yaml.safe_load(path.read_text()), extra="forbid")
     except (ValidationError, yaml.YAMLError) as problem:
         raise ValueError(f"{path} is no configuration: {problem}") from problem
+
+
+def differences(former: Pretraining, now: Pretraining) -> str:
+    """Where two configurations differ, as `loss.colour was 10.0 and is 5.0`."""
+    was, is_now = flat(former), flat(now)
+    return ", ".join(f"{name} was {was[name]} and is {is_now[name]}" for name in was if was[name] != is_now[name])
+
+
+def flat(config: Pretraining) -> dict[str, object]:
+    """Every field of a configuration by its dotted name."""
+    return {f"{group}.{name}": value for group, fields in asdict(config).items() for name, value in fields.items()}

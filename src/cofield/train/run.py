@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning
@@ -19,7 +18,7 @@ from cofield.data.stored import Stored
 from cofield.models.blocks import compute_in
 from cofield.train.build import build_pretraining
 from cofield.train.checkpoint import save_trunk
-from cofield.train.config import Data, Optim, Pretraining, load_config, save_config
+from cofield.train.config import Data, Optim, Pretraining, as_yaml, differences, load_config
 from cofield.train.tasks import Pretrain
 from cofield.train.watch import LAST, Watch, WholeFiles, say
 
@@ -94,7 +93,7 @@ def claim(config: Pretraining, folder: Path) -> int:
     if not written.exists():
         if (folder / LAST).exists():
             raise ValueError(f"{folder} holds a checkpoint but no {CONFIG}: it is no run of ours; choose another --run")
-        save_config(config, written)
+        written.write_text(as_yaml(config))
         return 0
     former = load_config(written)
     if former != config:
@@ -141,17 +140,6 @@ def has_cpu_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def differences(former: Pretraining, now: Pretraining) -> str:
-    """Where two configurations differ, as `loss.colour was 10.0 and is 5.0`."""
-    was, is_now = flat(former), flat(now)
-    return ", ".join(f"{name} was {was[name]} and is {is_now[name]}" for name in was if was[name] != is_now[name])
-
-
-def flat(config: Pretraining) -> dict[str, object]:
-    """Every field of a configuration by its dotted name."""
-    return {f"{group}.{name}": value for group, fields in asdict(config).items() for name, value in fields.items()}
-
-
 def describe(task: Pretrain) -> str:
     """The size of what is trained."""
     trunk = sum(p.numel() for p in task.trunk.parameters())
@@ -167,8 +155,7 @@ def quiet_engine() -> Iterator[None]:
     engine.setLevel(logging.ERROR)
     meant = [
         ".*does not have many workers.*",
-        ".*`IterableDataset` has `__len__`.*",
-        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*LeafSpec.* is deprecated.*",
     ]
     with warnings.catch_warnings():
         for message in meant:

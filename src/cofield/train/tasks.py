@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cofield.draw import Key
 from cofield.frame import Batch, Hidden
+from cofield.grid import Volume
 from cofield.metrics.render import RenderScore
 from cofield.models.field import Background, Field, light
 from cofield.models.mask import Masking, hide
@@ -51,24 +52,23 @@ class Pretrain(lightning.LightningModule):
             views.append(beam_view(batch, hidden, self.sampling, grid, seed))
         if weight["height"] or weight["above_colour"]:
             views.append(above_view(batch, hidden, self.sampling, grid, seed))
-        seen = self.look(batch, hidden, views)
+        volume, glow = self.encode(batch, hidden)
+        seen = [(view, self.see(volume, glow, view)) for view in views]
         terms: dict[str, Term] = {}
-        for view, what in zip(views, seen, strict=True):
+        for view, what in seen:
             terms |= compare(view, what, self.weights)
-        return terms, list(zip(views, seen, strict=True))
+        return terms, seen
 
-    def look(self, batch: Batch, hidden: Hidden | None, views: list[View]) -> list[Seen]:
-        """What each view sees of the field that the visible part of the batch makes."""
-        volume = self.trunk(batch, hidden)
-        seen = [render(self.field, volume, view.rays, view.jitter) for view in views]
+    def encode(self, batch: Batch, hidden: Hidden | None) -> tuple[Volume, Tensor | None]:
+        """The field's volume, and the light of each camera, of what may be seen of a batch."""
         if self.background is None:
-            return seen
-        glow = light(batch if hidden is None else batch.visible(hidden), hidden)
-        return [self._before_sky(what, view, glow) for what, view in zip(seen, views, strict=True)]
+            return self.trunk(batch, hidden), None
+        return self.trunk(batch, hidden), light(batch if hidden is None else batch.visible(hidden), hidden)
 
-    def _before_sky(self, seen: Seen, view: View, glow: Tensor) -> Seen:
-        """Cameras see the background through what is not opaque; beams and columns do not."""
-        if view.camera is None or self.background is None:
+    def see(self, volume: Volume, glow: Tensor | None, view: View) -> Seen:
+        """What a view's rays see; cameras have the background behind what is not opaque, beams and columns nothing."""
+        seen = render(self.field, volume, view.rays, view.jitter)
+        if view.camera is None or self.background is None or glow is None:
             return seen
         sky = self.background(view.rays.direction, glow.flatten(0, 1)[view.camera])
         colour = seen.channels["colour"] + (1 - seen.opacity)[:, None] * sky
@@ -87,15 +87,7 @@ class Pretrain(lightning.LightningModule):
         terms, views = self(batch, MEASURE)
         self.score.add_terms({name: (float(term.total), float(term.count)) for name, term in terms.items()})
         for view, seen in views:
-            if "range" in view.targets:
-                target = view.targets["range"]
-                which = target.valid & target.hidden
-                self.score.add_ranges(seen.range[which], target.value[which])
-            if "colour" in view.targets and view.camera is not None and "colour" in seen.channels:
-                target = view.targets["colour"]
-                mean = batch.images.flatten(0, 1).mean((-2, -1))[view.camera]
-                which = target.hidden
-                self.score.add_colours(seen.channels["colour"][which], target.value[which], mean[which])
+            score_view(self.score, batch, view, seen)
 
     def on_validation_epoch_end(self) -> None:
         values = self.score.compute()
@@ -109,3 +101,16 @@ class Pretrain(lightning.LightningModule):
             optimizer, lambda step: one_cycle(step / self.optim.steps, self.optim.warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def score_view(score: RenderScore, batch: Batch, view: View, seen: Seen) -> None:
+    """Add what a view shows of hidden beams and hidden pixels to a score."""
+    if "range" in view.targets:
+        target = view.targets["range"]
+        which = target.valid & target.hidden
+        score.add_ranges(seen.range[which], target.value[which])
+    if view.camera is not None and "colour" in seen.channels:
+        target = view.targets["colour"]
+        which = target.valid & target.hidden
+        mean = batch.images.flatten(0, 1).mean((-2, -1))[view.camera]
+        score.add_colours(seen.channels["colour"][which], target.value[which], mean[which])

@@ -4,6 +4,7 @@ Targets come from the whole batch, hidden parts included, and say by themselves 
 nothing that was rendered decides what counts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,10 @@ class Target:
     valid: Bool[Tensor, "r"]
     hidden: Bool[Tensor, "r"]
 
+    def select(self, which: slice) -> "Target":
+        """The targets at the given places."""
+        return Target(self.value[which], self.valid[which], self.hidden[which])
+
 
 @dataclass(frozen=True)
 class View:
@@ -61,6 +66,14 @@ class View:
     targets: dict[str, Target]
     jitter: Float[Tensor, "r s"]
     camera: Int[Tensor, "r"] | None = None
+
+    def pieces(self, size: int) -> Iterator["View"]:
+        """The view in groups of up to `size` rays."""
+        for start in range(0, max(1, len(self.rays)), size):
+            part = slice(start, start + size)
+            targets = {name: t.select(part) for name, t in self.targets.items()}
+            camera = None if self.camera is None else self.camera[part]
+            yield View(self.rays.select(part), targets, self.jitter[part], camera)
 
 
 def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed: Key | None) -> View:

@@ -1,0 +1,190 @@
+"""What a pre-trained field paints, beside what it was shown and what is true."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from cofield.data import open_source
+from cofield.data.loader import spread
+from cofield.grid import Grid
+from cofield.ops.voxelize import nearest
+from cofield.train.measure import Painting, measure, paint_frame, with_novel
+from cofield.train.run import open_run
+from cofield.view.paint import Picture, depth_picture, picture, tiles, write_ply
+
+WORST = 0.2  # a relative error, or half a metre of height, or a fifth of a colour: drawn in full red
+
+
+def camera_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]:
+    """For every camera: input, what is left of it, rendered colour and depth, true depth, error of colour."""
+    view, seen = painting.views["camera"]
+    cameras, height, width = painting.batch.valid.shape[1:]
+    shape = (cameras, height, width)
+    visible = painting.batch.visible(painting.hidden).images[0]
+    depth = scattered(view.rays.source, seen.range * view.rays.cosine, shape)
+    true = _true_depth(painting, shape)
+    colour = None
+    if "colour" in seen.channels:
+        channels = [scattered(view.rays.source, c, shape) for c in seen.channels["colour"].unbind(-1)]
+        colour = torch.stack(channels, 1)
+    found: list[tuple[str, Picture]] = []
+    for n, camera in enumerate(painting.frame.cameras):
+        image = painting.batch.images[0, n]
+        found += [(f"{camera.name}: input", picture(image)), ("visible", picture(visible[n]))]
+        if colour is not None:
+            found.append(("rendered", picture(colour[n])))
+        found += [("rendered depth", depth_picture(depth[n])), ("true depth", depth_picture(true[n]))]
+        if colour is not None:
+            found.append(("error", heat((colour[n] - image).abs().mean(0) / WORST)))
+    return found
+
+
+def novel_pictures(painting: Painting) -> list[tuple[str, Picture]]:
+    """For every camera half a metre aside: what it would see, and what is rendered there."""
+    if "novel" not in painting.views:
+        return []
+    view, seen = painting.views["novel"]
+    cameras, height, width = painting.batch.valid.shape[1:]
+    shape = (cameras, height, width)
+    found = []
+    for n, camera in enumerate(painting.frame.cameras):
+        pair = [
+            torch.stack([scattered(view.rays.source, c, shape)[n] for c in values.unbind(-1)])
+            for values in (view.targets["colour"].value, seen.channels["colour"])
+        ]
+        depth = scattered(view.rays.source, seen.range * view.rays.cosine, shape)[n]
+        found += [(f"{camera.name}, 0.5 m aside: true", picture(pair[0])), ("rendered", picture(pair[1]))]
+        found.append(("rendered depth", depth_picture(depth)))
+    return found
+
+
+def beam_pictures(painting: Painting, rows: int = 32, columns: int = 360) -> list[tuple[str, Picture]]:
+    """The LiDAR as a panorama of ranges: what was visible, rendered, true, and the relative error."""
+    view, seen = painting.views["beam"]
+    away = view.rays.direction
+    azimuth = torch.atan2(away[:, 1], away[:, 0])
+    elevation = torch.asin(away[:, 2].clamp(-1, 1))
+    low, high = (float(elevation.min()), float(elevation.max())) if len(away) else (0.0, 1.0)
+    row = ((high - elevation) / max(1e-6, high - low) * (rows - 1)).round().long()
+    column = ((np.pi - azimuth) / (2 * np.pi) * columns).long() % columns
+    place, shape = row * columns + column, (rows, columns)
+    true = torch.where(view.targets["range"].valid, view.targets["range"].value, view.rays.far)
+    shown = torch.where(painting.hidden.points[view.rays.source], torch.inf, true)
+    error = (seen.range - true).abs() / true.clamp(min=1e-3) / WORST
+    panorama = {"visible beams": shown, "rendered range": seen.range, "true range": true}
+    found = [(name, depth_picture(_holes(scattered(place, value, shape)))) for name, value in panorama.items()]
+    return [(name, _taller(each)) for name, each in [*found, ("relative error", heat(scattered(place, error, shape)))]]
+
+
+def above_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]:
+    """From above, forward up: heights and colours, visible, rendered and true."""
+    view, seen = painting.views["above"]
+    width, depth, _ = grid.count
+    shape = (depth, width)
+    low, high = grid.lower[2] + grid.origin_ego[2], grid.upper[2] + grid.origin_ego[2]
+    target = view.targets["height"]
+    height = view.rays.origin[:, 2] - seen.range
+    nowhere = torch.full_like(height, torch.nan)
+    layers = {
+        "visible height": torch.where(target.valid & ~target.hidden, target.value, nowhere),
+        "rendered height": height,
+        "true height": torch.where(target.valid, target.value, nowhere),
+    }
+    found = [
+        (name, _upward(heat((scattered(view.rays.source, value, shape) - low) / (high - low)), shape))
+        for name, value in layers.items()
+    ]
+    error = torch.where(target.valid, (height - target.value).abs() / 0.5, nowhere)
+    found.append(("height error", _upward(heat(scattered(view.rays.source, error, shape)), shape)))
+    if "colour" in seen.channels:
+        goal = view.targets["above_colour"]
+        pairs = {"rendered colour": seen.channels["colour"], "colour seen by cameras": goal.value}
+        for name, values in pairs.items():
+            image = torch.stack([scattered(view.rays.source, c, shape) for c in values.unbind(-1)])
+            found.append((name, _upward(picture(image), shape)))
+    return found
+
+
+def write_pictures(painting: Painting, grid: Grid, out: Path, name: str) -> list[Path]:
+    """All pictures of a painting, as PNG files, and its rendered surface as a point cloud."""
+    out.mkdir(parents=True, exist_ok=True)
+    sheets = {
+        "cameras": tiles(camera_pictures(painting, grid), columns=6, width=320),
+        "beams": tiles(beam_pictures(painting), columns=1, width=1080),
+        "above": tiles(above_pictures(painting, grid), columns=3, width=320),
+    }
+    if "novel" in painting.views:
+        sheets["novel"] = tiles(novel_pictures(painting), columns=3, width=320)
+    written = []
+    for kind, sheet in sheets.items():
+        path = out / f"{name}-{kind}.png"
+        Image.fromarray(sheet).save(path)
+        written.append(path)
+    view, seen = painting.views["camera"]
+    solid = seen.opacity > 0.5
+    xyz = (view.rays.origin + view.rays.direction * seen.range[:, None])[solid]
+    colour = (seen.channels["colour"] if "colour" in seen.channels else torch.full_like(xyz, 0.7))[solid]
+    write_ply(out / f"{name}.ply", xyz, (colour.clamp(0, 1) * 255).byte().numpy())
+    return [*written, out / f"{name}.ply"]
+
+
+def render_run(folder: Path, out: Path, frames: int, split: str = "val") -> dict[str, float]:
+    """Write the pictures of a run's held-out frames, spread over a split; the score of those frames."""
+    config, task = open_run(folder)
+    source = open_source(config.data.source, config.data.root, split)
+    indices = spread(len(source), frames)
+    for frame, novel in with_novel(source, indices):
+        write_pictures(paint_frame(task, frame, novel), config.grid, out, frame.token)
+    return measure(task, source, indices)
+
+
+def measure_run(folder: Path, frames: int) -> dict[str, float]:
+    """The score of a run on held-out frames."""
+    config, task = open_run(folder)
+    source = open_source(config.data.source, config.data.root, "val")
+    return measure(task, source, spread(len(source), frames))
+
+
+def scattered(place: Tensor, values: Float[Tensor, "r"], shape: tuple[int, ...]) -> Tensor:
+    """Values at flat places of a picture; NaN elsewhere."""
+    flat = values.new_full((int(np.prod(shape)),), torch.nan)
+    flat[place] = values
+    return flat.view(shape)
+
+
+def heat(share: Float[Tensor, "h w"]) -> Picture:
+    """0 dark blue, through teal and yellow, to 1 and above red; grey where there is no value."""
+    stops = np.array([[15, 20, 60], [20, 110, 130], [120, 190, 90], [245, 200, 60], [215, 40, 35]])
+    place = share.clamp(0, 1).nan_to_num().numpy() * (len(stops) - 1)
+    colour = np.stack([np.interp(place, range(len(stops)), stops[:, k]) for k in range(3)], -1)
+    colour[share.isnan().numpy()] = 60
+    return colour.round().astype(np.uint8)
+
+
+def _true_depth(painting: Painting, shape: tuple[int, int, int]) -> Tensor:
+    """Per-pixel depth where the source knows it, else that of the nearest return."""
+    known = [camera.depth for camera in painting.frame.cameras]
+    if all(depth is not None for depth in known):
+        return torch.stack([depth for depth in known if depth is not None])
+    seen = painting.batch.seen_points()
+    return _holes(nearest(seen.pixel, seen.depth, painting.batch.valid.numel()).view(shape), torch.inf)
+
+
+def _holes(depth: Tensor, hole: float = torch.nan) -> Tensor:
+    """Zero, which is drawn black, where there is nothing."""
+    empty = depth.isnan() if np.isnan(hole) else depth == hole
+    return torch.where(empty, 0.0, depth)
+
+
+def _taller(image: Picture) -> Picture:
+    """Panoramas are wide: every row drawn three times."""
+    return image.repeat(3, 0).repeat(3, 1)
+
+
+def _upward(image: Picture, shape: tuple[int, int]) -> Picture:
+    """A raster [y x 3] with ego x up and y to the left."""
+    return np.ascontiguousarray(image.transpose(1, 0, 2)[::-1, ::-1]).repeat(4, 0).repeat(4, 1)

@@ -1,0 +1,234 @@
+import errno
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from cofield.train import checkpoint, run, watch
+from cofield.train.build import build_pretraining, build_trunk, seeded
+from cofield.train.checkpoint import load_trunk, read_trunk, save_trunk, write_whole
+from cofield.train.config import as_yaml, load_config
+from cofield.train.run import claim, open_run, pretrain, read_checkpoint
+from cofield.train.watch import LAST, read_metrics
+from streets import GRID, Hand, config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / LAST)["state_dict"]
+
+
+def train(folder: Path, **optim: int) -> bool:
+    base = config()
+    return pretrain(replace(base, optim=replace(base.optim, **optim)), folder, Hand(), Hand(2))
+
+
+def test_a_run_leaves_its_configuration_its_curves_and_its_trunk(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(folder)
+    assert load_config(folder / "config.yaml") == config()
+    curves = read_metrics(folder / "metrics.csv")
+    assert [step for step, _ in curves["train", "loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in curves["held_out", "range_error"]] == [3, 6]
+    assert {"colour", "depth", "range", "free", "height", "above_colour"} <= {name for _, name in curves}
+    tensors, grid = read_trunk(folder / "trunk.safetensors")
+    assert grid == GRID
+    assert set(tensors) == set(build_pretraining(config()).trunk.state_dict())
+    assert list(folder.glob("events.out.tfevents*"))
+    _, task = open_run(folder)
+    assert all(torch.equal(a, weights(folder)[name]) for name, a in task.state_dict().items())
+    assert train(folder), "a finished run is left as it is"
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(whole)
+    original = watch.Watch.on_train_batch_end
+
+    def stop_after_three(self, trainer, *rest) -> None:
+        if trainer.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(watch.Watch, "on_train_batch_end", stop_after_three)
+    assert not train(halves)
+    monkeypatch.setattr(watch.Watch, "on_train_batch_end", original)
+    assert read_checkpoint(halves / LAST)["global_step"] == 3
+    assert train(halves)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(halves)[name]), name
+    one, two = (read_metrics(folder / "metrics.csv") for folder in (whole, halves))
+    assert one == two
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(whole)
+    original = watch.Watch.on_train_batch_end
+
+    def die_at_five(self, trainer, *rest) -> None:
+        original(self, trainer, *rest)
+        if trainer.global_step == 5:
+            raise MemoryError
+
+    monkeypatch.setattr(watch.Watch, "on_train_batch_end", die_at_five)
+    with pytest.raises(MemoryError):
+        train(killed)
+    monkeypatch.setattr(watch.Watch, "on_train_batch_end", original)
+    assert read_checkpoint(killed / LAST)["global_step"] == 4
+    assert train(killed)
+    assert all(torch.equal(value, weights(killed)[name]) for name, value in weights(whole).items())
+    assert read_metrics(whole / "metrics.csv") == read_metrics(killed / "metrics.csv")
+
+
+def test_another_configuration_does_not_enter_a_run(tmp_path: Path) -> None:
+    base = config()
+    claim(base, tmp_path / "run")
+    other = replace(base, loss=replace(base.loss, colour=7.0), optim=replace(base.optim, seed=3))
+    with pytest.raises(ValueError, match=r"loss.colour was 10.0 and is 7.0, optim.seed was 0 and is 3"):
+        claim(other, tmp_path / "run")
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    original = Path.open
+    written = []
+
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *problem: object) -> None: ...
+
+        def write(self, content: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def sometimes_full(self: Path, mode: str = "r", **options):
+        if "last.ckpt" in self.name and "w" in mode:
+            written.append(self)
+            if len(written) == 2:
+                original(self, mode).close()
+                return Full()
+        return original(self, mode, **options)
+
+    monkeypatch.setattr(Path, "open", sometimes_full)
+    with pytest.raises(OSError, match=r"could not write .*last.ckpt .*No space left.* is untouched"):
+        train(folder)
+    monkeypatch.setattr(Path, "open", original)
+    assert read_checkpoint(folder / LAST)["global_step"] == 2
+    assert not list(folder.glob("*.part"))
+    assert train(folder)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder)
+    content = (folder / LAST).read_bytes()
+    (folder / LAST).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"last.ckpt cannot be read .* Remove it to start over"):
+        open_run(folder)
+    with pytest.raises(ValueError, match="is no run"):
+        open_run(tmp_path)
+
+
+def test_writing_whole_replaces_or_leaves(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"one")
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"
+    with pytest.raises(OSError, match="could not write"):
+        write_whole(tmp_path / "missing" / "file", b"three")
+
+
+def test_a_configuration_with_a_wrong_field_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(as_yaml(config()))
+    assert load_config(path) == config()
+    path.write_text(as_yaml(config()).replace("rate:", "ratte:"))
+    with pytest.raises(ValueError, match="ratte"):
+        load_config(path)
+    path.write_text(as_yaml(config()).replace("steps: 6", "steps: many"))
+    with pytest.raises(ValueError, match="steps"):
+        load_config(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="no configuration"):
+        load_config(path)
+
+
+def test_the_config_has_at_most_sixty_fields() -> None:
+    from cofield.train.config import flat
+
+    assert len(flat(config())) <= 60
+
+
+@pytest.fixture
+def trunk_file(tmp_path: Path) -> Path:
+    path = tmp_path / "trunk.safetensors"
+    save_trunk(build_pretraining(config()).trunk, path, {"steps": 3})
+    return path
+
+
+def test_a_trunk_comes_back_with_a_report_of_what_was_loaded(trunk_file: Path) -> None:
+    with seeded("another"):
+        fresh = build_trunk(config().model, GRID, 8)
+    report = load_trunk(fresh, trunk_file)
+    assert len(report.loaded) == len(fresh.state_dict())
+    assert not report.missing + report.unexpected + report.mismatched
+    own = fresh.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in read_trunk(trunk_file)[0].items())
+    with safe_open(trunk_file, framework="pt") as file:
+        assert file.metadata()["format"] == checkpoint.FORMAT
+
+
+def test_parts_say_what_is_expected(trunk_file: Path) -> None:
+    with seeded("another"):
+        lidar_only = build_trunk(replace(config().model, camera="none"), GRID, 8)
+    with pytest.raises(ValueError, match="1 mismatched"):
+        load_trunk(lidar_only, trunk_file)
+    before = lidar_only.fuse.layers[0].weight.clone()
+    report = load_trunk(lidar_only, trunk_file, parts=("lidar",))
+    assert report.loaded
+    assert report.skipped
+    assert torch.equal(lidar_only.fuse.layers[0].weight, before)
+    with pytest.raises(ValueError, match=r"no part 'radar'; it has .*lidar"):
+        load_trunk(lidar_only, trunk_file, parts=("radar",))
+    with pytest.raises(ValueError, match="no part 'camera'"):
+        load_trunk(lidar_only, trunk_file, parts=("camera",))
+
+
+def test_a_trunk_of_another_grid_is_refused_unless_allowed(trunk_file: Path) -> None:
+    shifted = replace(GRID, origin_ego=(1.0, 0.0, 0.0))
+    other = build_trunk_on(shifted)
+    with pytest.raises(ValueError, match=r"(?s)another grid.*there: .*here: .*--allow-grid-change"):
+        load_trunk(other, trunk_file)
+    assert load_trunk(other, trunk_file, allow_grid_change=True).loaded
+    assert other.grid == shifted
+
+
+def build_trunk_on(grid):
+    with seeded("another"):
+        return build_trunk(config().model, grid, 8)
+
+
+def test_files_that_are_no_trunk_are_refused(tmp_path: Path, trunk_file: Path) -> None:
+    fresh = build_trunk_on(GRID)
+    with pytest.raises(ValueError, match="there is no trunk at"):
+        load_trunk(fresh, tmp_path / "nowhere")
+    content = trunk_file.read_bytes()
+    trunk_file.write_bytes(content[: len(content) - 100])
+    with pytest.raises(ValueError, match="is it complete"):
+        load_trunk(fresh, trunk_file)
+
+
+def test_the_precision_auto_is_what_the_machine_has() -> None:
+    assert run.compute_type("32") is None
+    assert run.compute_type("bf16") == torch.bfloat16
+    assert run.compute_type("auto") in (None, torch.bfloat16)
