@@ -115,7 +115,7 @@ def test_rectangles_tile_exactly_what_is_marked():
     layer = np.random.default_rng(0).random((13, 17)) > 0.4
     covered = np.zeros(layer.shape, int)
     for ring in rectangles(layer):
-        (x0, y0), _, (x1, y1), _ = ring
+        x0, y0, x1, y1 = (int(v) for v in (*ring[0], *ring[2]))
         covered[y0:y1, x0:x1] += 1
     assert (covered == layer).all()
 

@@ -93,7 +93,7 @@ def rectangles(layer: Bool[Array, "y x"]) -> list[list[Point]]:
         done += [(run[0], open_runs.pop(run), run[1], y) for run in ended]
         for run in runs:
             open_runs.setdefault(run, y)
-    return [[(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, y0, x1, y1 in done]
+    return [[(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, y0, x1, y1 in np.array(done, float).tolist()]
 
 
 def middle_lines(layer: Bool[Array, "y x"]) -> list[list[Point]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 from torch import Tensor
 
 from cofield.classes import LIDARSEG, SEMANTICKITTI, UNKNOWN, Classes
@@ -109,7 +109,7 @@ def semantickitti_labels(frame: Frame, own: Classes | None) -> Int[Tensor, "p"] 
     return None if labels is None else table[labels]
 
 
-def label_words(labels: Int[Tensor, "p"], tracks: Int[Tensor, "p"] | None) -> Int[np.ndarray, "p"]:
+def label_words(labels: Int[Tensor, "p"], tracks: Int[Tensor, "p"] | None) -> UInt32[np.ndarray, "p"]:
     """The 32-bit words of a label file: the class's number, and above it the instance."""
     table, numbers = label_table(False), torch.zeros(len(SEMANTICKITTI) + 1, dtype=torch.long)
     for label in range(len(SEMANTICKITTI)):

@@ -122,7 +122,7 @@ def _edges(points: Array, closed: bool) -> Array:
 def _build(path: Path) -> dict[str, Array]:
     try:
         tables = json.loads(path.read_bytes())
-        node = {each["token"]: (each["x"], each["y"]) for each in tables["node"]}
+        node = {each["token"]: (float(each["x"]), float(each["y"])) for each in tables["node"]}
         polygon = {each["token"]: each for each in tables["polygon"]}
         line = {each["token"]: each for each in tables["line"]}
         columns = {}
