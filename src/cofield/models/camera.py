@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cofield.models.blocks import Layers, Residual, norm
+from cofield.models.blocks import Layers, Residual
 
 # The usual statistics of natural images, so that pre-trained and fresh encoders see the same numbers.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,8 +45,8 @@ class ConvCamera(nn.Module):
         super().__init__()
         self.width = width
         self.layers = Layers(
+            # No norm here: it would take the light of the scene out of what later layers can know.
             nn.Conv2d(3, width // 2, 5, stride=2, padding=2),
-            norm(width // 2),
             nn.ReLU(),
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
             Residual(width),

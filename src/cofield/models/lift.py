@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from cofield.frame import Batch
 from cofield.geometry import transform
 from cofield.grid import Grid, Volume
-from cofield.models.blocks import Layers, Residual, norm
+from cofield.models.blocks import Layers, Residual
 from cofield.ops.splat import splat
 from cofield.ops.voxelize import nearest
+
+
+FAINT = 0.1  # of a pixel's feature: a voxel that received less than this shows it weakly
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class DepthBins:
 class Lift(nn.Module):
     """A distribution over depth per pixel, helped by the depth image of the visible points, and its splat.
 
+    A voxel holds the mean of the features that fall into it, and how much fell (ours; the released code keeps the
+    sum). Near the car hundreds of pixels share a voxel, and far away one pixel fills many: a mean is the same feature
+    at every distance, a sum is not.
+
     Args:
         stride: image pixels per feature pixel.
     """
@@ -46,11 +53,9 @@ class Lift(nn.Module):
         self.head = Layers(
             nn.Conv2d(camera_width + 32, camera_width, 3, padding=1),
             Residual(camera_width),
-            norm(camera_width),
             nn.ReLU(),
-            nn.Conv2d(camera_width, bins.count + width, 1),
+            nn.Conv2d(camera_width, bins.count + width - 1, 1),
         )
-        self.width = width
 
     def forward(self, features: Float[Tensor, "b n c h w"], batch: Batch) -> Volume:
         """The lifted features of a batch that holds only what may be seen."""
@@ -58,10 +63,14 @@ class Lift(nn.Module):
         hints = self.depth(self.depth_image(batch).flatten(0, 1))
         out = self.head(torch.cat([features.flatten(0, 1), hints.to(features.dtype)], 1)).float()
         share = out[:, : self.bins.count].softmax(1).permute(0, 2, 3, 1).reshape(-1, self.bins.count)
-        content = out[:, self.bins.count :].permute(0, 2, 3, 1).reshape(-1, self.width)
+        content = out[:, self.bins.count :].permute(0, 2, 3, 1).flatten(0, 2)
         depth, rows, columns = self.grid.shape
         cells = len(batch) * depth * rows * columns
-        volume = splat(share, content, self.places(batch, height, width), cells)
+        # The last column counts how much of any pixel fell into a voxel.
+        content = torch.cat([content, torch.ones_like(content[:, :1])], 1)
+        total = splat(share, content, self.places(batch, height, width), cells)
+        mass = total[:, -1:]
+        volume = torch.cat([total[:, :-1] / (mass + FAINT), mass / (mass + 1)], 1)
         return Volume(volume.view(len(batch), depth, rows, columns, -1).permute(0, 4, 1, 2, 3), self.grid)
 
     def depth_image(self, batch: Batch) -> Float[Tensor, "b n 2 h w"]:
