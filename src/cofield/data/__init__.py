@@ -16,9 +16,14 @@ class Source(Protocol):
     `box_classes` likewise for `Boxes.label`.
     """
 
-    name: str
-    box_classes: Classes | None
-    point_classes: Classes | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def box_classes(self) -> Classes | None: ...
+
+    @property
+    def point_classes(self) -> Classes | None: ...
 
     def __len__(self) -> int: ...
 

@@ -35,14 +35,14 @@ _NEAREST = 0.5
 
 
 def write_kitti(source: Source, root: Path, frames: int) -> None:
-    """The first frames of a source; the first camera is image_2, a second one image_3."""
+    """The first frames of a source; the first camera is image_2."""
     folder, scenes = root / "training", source.scenes()[:frames]
     for name in ("velodyne", "calib", "label_2"):
         (folder / name).mkdir(parents=True)
     for index in range(frames):
         frame, stem = source[index], f"{index:06d}"
         write_array(folder / "velodyne" / f"{stem}.bin", velodyne_table(frame))
-        cameras = frame.cameras[:2]
+        cameras = stereo_pair(frame)
         if not cameras:
             raise ValueError(f"frame {frame.token} has no camera; KITTI's boxes need one")
         (folder / "calib" / f"{stem}.txt").write_text(calibration_text(cameras, "Tr_velo_to_cam"))
@@ -73,6 +73,15 @@ def velodyne_table(frame: Frame) -> np.ndarray:
     points = frame.points.select(sweep_numbers(frame) == 0)
     xyz = points.xyz_ego - torch.tensor([0.0, 0.0, LIDAR_HEIGHT])
     return torch.cat([xyz, points.intensity[:, None]], -1).numpy()
+
+
+def stereo_pair(frame: Frame) -> tuple[Camera, ...]:
+    """The first camera, and the next one that looks the same way: KITTI's image_3."""
+    first, *others = frame.cameras or (None,)
+    if first is None:
+        return ()
+    same = [other for other in others if (other.cam_T_ego - first.cam_T_ego)[:3, :3].abs().max() < 1e-3]
+    return (first, *same[:1])
 
 
 def calibration_text(cameras: tuple[Camera, ...], mounting: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cofield.classes import LIDARSEG, SEMANTICKITTI, UNKNOWN, Classes
 from cofield.data import Source
 from cofield.data.export import point_labels, sweep_numbers, write_array, write_image
-from cofield.data.export_kitti import calibration_text, velodyne_table
+from cofield.data.export_kitti import calibration_text, stereo_pair, velodyne_table
 from cofield.data.semantickitti import label_table
 from cofield.frame import Camera, Frame
 from cofield.geometry import inverse
@@ -48,7 +48,7 @@ _AHEAD = Camera(
 
 
 def write_semantickitti(source: Source, root: Path, frames: int) -> None:
-    """The first frames of a source, with up to two cameras each."""
+    """The first frames of a source, with the first camera and its stereo partner, if any."""
     scenes = source.scenes()[:frames]
     names = list(dict.fromkeys(scenes))
     if len(names) > len(SEQUENCES):
@@ -80,7 +80,7 @@ class _Sequence:
 
     @classmethod
     def begun(cls, folder: Path, frame: Frame) -> "_Sequence":
-        cameras = frame.cameras[:2] or (_AHEAD,)
+        cameras = stereo_pair(frame) or (_AHEAD,)
         folder.mkdir(parents=True)
         (folder / "calib.txt").write_text(calibration_text(cameras, "Tr"))
         return cls(folder, cameras[0].cam_T_ego.double(), inverse(frame.world_T_ego), frame.time)
@@ -91,7 +91,7 @@ class _Sequence:
         self.poses.append(" ".join(f"{value:.12g}" for value in here[:3].flatten().tolist()))
         self.times.append(f"{frame.time - self.start:.9g}")
         write_array(self.folder / "velodyne" / f"{stem}.bin", velodyne_table(frame))
-        for camera, name in zip(frame.cameras[:2], ("image_2", "image_3"), strict=False):
+        for camera, name in zip(stereo_pair(frame), ("image_2", "image_3"), strict=False):
             write_image(self.folder / name / f"{stem}.png", camera.image)
         if labels is not None:
             key = sweep_numbers(frame) == 0

@@ -117,7 +117,7 @@ def _upward(raster: np.ndarray) -> np.ndarray:
 
 
 def tiles(
-    pictures: Sequence[tuple[str, Picture]], columns: int, width: int | None = None
+    pictures: Sequence[tuple[str, UInt8[np.ndarray, "_ _ 3"]]], columns: int, width: int | None = None
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """Pictures side by side with their captions, each scaled to `width` (the first one's if not given)."""
     if not pictures:

@@ -1,0 +1,101 @@
+"""Data sets on disk by name, and a source that steps over what cannot be read."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from cofield.classes import Classes
+from cofield.data import Source
+from cofield.data.kitti import Kitti
+from cofield.data.nuscenes import NuScenes
+from cofield.data.semantickitti import SemanticKitti
+from cofield.frame import Frame
+
+FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
+
+_log = logging.getLogger(__name__)
+
+
+def open_folder(name: str, root: Path, split: str = "train", version: str | None = None, scale: float = 1.0) -> Source:
+    """The data set called `name` below `root`, with every camera that is there.
+
+    Args:
+        split: as the data set calls it; `all` is everything that has labels, or, failing that, everything.
+        version: of nuScenes; None is the only one there is, or else v1.0-trainval.
+        scale: of the images, 0..1.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder; say where the data set is")
+    match name:
+        case "nuscenes":
+            return NuScenes(root, split, version or _only_version(root), scale=scale)
+        case "kitti":
+            found = ("trainval" if (root / "training").is_dir() else "test") if split == "all" else split
+            folder = root / ("testing" if found == "test" else "training")
+            cameras = _present(("image_2", "image_3"), lambda camera: (folder / camera).is_dir())
+            return Kitti(root, found, cameras, scale=scale)
+        case "semantickitti" | "scribblekitti":
+            scans = list(root.glob("sequences/[0-9][0-9]/velodyne"))
+            labelled = any(int(folder.parent.name) < 11 for folder in scans)
+            found = ("trainval" if labelled or not scans else "test") if split == "all" else split
+            plain = SemanticKitti(root, found, scribbles=name == "scribblekitti", scale=scale)
+            folders = [root / "sequences" / sequence for sequence in dict.fromkeys(plain.scenes())]
+            cameras = _present(("image_2", "image_3"), lambda camera: all((f / camera).is_dir() for f in folders))
+            return SemanticKitti(root, found, cameras, scribbles=plain.scribbles, scale=scale)
+        case _:
+            raise ValueError(f"no data set is called {name!r}; there is {', '.join(FOLDERS)}")
+
+
+class SkipBroken:
+    """A source whose unreadable frames are replaced by the next readable one.
+
+    `skipped` says what was wrong with which frame, so far, in this process; each is also logged once. Meant
+    for training: an evaluation would count the replacement twice.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.skipped: dict[int, str] = {}
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def box_classes(self) -> Classes | None:
+        return self.source.box_classes
+
+    @property
+    def point_classes(self) -> Classes | None:
+        return self.source.point_classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def scenes(self) -> list[str]:
+        """The scene of every frame, of the broken ones too."""
+        return self.source.scenes()
+
+    def __getitem__(self, index: int) -> Frame:
+        count = len(self.source)
+        if not 0 <= index < count:
+            raise IndexError(f"{self.name} has frames 0 to {count - 1}, got {index}")
+        for step in range(count):
+            here = (index + step) % count
+            if here in self.skipped:
+                continue
+            try:
+                return self.source[here]
+            except (ValueError, OSError) as problem:
+                self.skipped[here] = str(problem)
+                _log.warning("skipped frame %d of %s: %s", here, self.name, problem)
+        raise ValueError(f"none of the {count} frames of {self.name} can be read; frame {index}: {self.skipped[index]}")
+
+
+def _present(names: tuple[str, ...], there: Callable[[str], bool]) -> tuple[str, ...]:
+    return tuple(name for name in names if there(name))
+
+
+def _only_version(root: Path) -> str:
+    versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+    return versions[0] if len(versions) == 1 else "v1.0-trainval"
