@@ -85,7 +85,7 @@ def test_rays_meet_the_ground_at_its_height():
     direction = (direction / np.linalg.norm(direction, axis=-1, keepdims=True)).astype(np.float32)
     origin = np.tile(np.array([[3.0, -2.0, 1.6]], np.float32), (4000, 1))
     town = plan()
-    distance, code = town.meet(origin, direction)
+    distance, code = town.meet(origin, direction, np.full(4000, 1e30))
     up = direction[:, 2] >= 0
     assert (distance[up] > 1e29).all()
     near = ~up & (distance < 60)
@@ -99,9 +99,12 @@ def test_rays_meet_the_ground_at_its_height():
 def test_the_side_of_a_kerb_stands_where_the_road_ends():
     down = np.array([[0.0, cos(0.1), -sin(0.1)]], np.float32)
     height = 6.0 * np.tan(0.1) + 0.06  # so that the ray is 6 cm high at the kerb, 6 m to the left
-    distance, code = plan().meet(np.array([[0.0, 0.0, height]], np.float32), down)
+    origin = np.array([[0.0, 0.0, height]], np.float32)
+    distance, code = plan().meet(origin, down, np.array([1e30]))
     assert surface_of(code).item() == g.KERBSTONE
     assert distance.item() * cos(0.1) == pytest.approx(6.0, abs=2e-3)
+    distance, _ = plan().meet(origin, down, np.array([5.0]))
+    assert distance.item() > 1e29
 
 
 @pytest.mark.parametrize("kind", [kind for kinds in KINDS.values() for kind in kinds])

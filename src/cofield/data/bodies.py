@@ -32,6 +32,8 @@ from cofield.data.shapes import (
     frustum,
     joined,
     loft,
+    quads,
+    soup,
     tube,
 )
 
@@ -112,14 +114,28 @@ def _wheels(places: list[tuple[float, float]], radius: float, width: float) -> l
     ]
 
 
-def _lamps(front: float, back: float, y: float, z: float, size: float = 0.16) -> list[Mesh]:
+def _arch(x: float, y: float, z: float, radius: float) -> Mesh:
+    """The dark round opening around a wheel."""
+    angle = np.arange(11) * 2 * np.pi / 10 * np.sign(y)
+    rim = np.stack([x + radius * np.sin(angle), np.full(11, y), np.maximum(z + radius * np.cos(angle), 0.15)], -1)
+    fan = np.stack([np.broadcast_to([x, y, z], (10, 3)), rim[:-1], rim[1:]], 1)
+    return soup(fan, PLAIN, BLACK)
+
+
+def _sheet(x: float, y: tuple[float, float], z: tuple[float, float], lean: float, material: int, colour: Colour) -> Mesh:
+    """An upright plate that looks ahead (x > 0) or back, its top `lean` metres nearer to the middle."""
+    (y0, y1), ahead = y, 1 if x > 0 else -1
+    top = x - ahead * lean
+    corners = np.array([[x, y0, z[0]], [x, y1, z[0]], [top, y1, z[1]], [top, y0, z[1]]])
+    return quads(corners if ahead > 0 else corners[[1, 0, 3, 2]], material, colour)
+
+
+def _lamps(front: float, back: float, y: float, z: float, size: float = 0.16, lean: float = 0.0) -> list[Mesh]:
     parts = []
     for side in (-1, 1):
-        inner, outer = sorted((side * (y - 2 * size), side * y))
-        parts.append(block((front - 0.06, front + 0.015), (inner, outer), (z, z + size), LAMP, (0.9, 0.9, 0.85)))
-        parts.append(
-            block((back - 0.015, back + 0.06), (inner, outer), (z + 0.08, z + 0.08 + size), LAMP, (0.55, 0.02, 0.02))
-        )
+        across = (min(side * (y - 2 * size), side * y), max(side * (y - 2 * size), side * y))
+        parts.append(_sheet(front + 0.015, across, (z, z + size), lean, LAMP, (0.9, 0.9, 0.85)))
+        parts.append(_sheet(back - 0.015, across, (z + 0.08, z + 0.08 + size), 0.0, LAMP, (0.55, 0.02, 0.02)))
     return parts
 
 
@@ -151,18 +167,13 @@ def _car(kind: str, length: float, width: float, height: float) -> Mesh:
     )
     radius = 0.32 if kind in ("sedan", "hatchback") else 0.36
     for x in (0.6 * half, -0.58 * half):
-        for side in (-1, 1):
-            arch, centre = side * 0.988 * width / 2, radius + 0.02
-            parts.append(
-                tube((x, arch, centre), (x, 0.9 * arch, centre), (radius + 0.045,) * 2, 10, PLAIN, BLACK, None, "start")
-            )
+        parts += [_arch(x, side * 0.975 * width / 2, radius + 0.02, radius + 0.06) for side in (-1, 1)]
     sill = 0.975 * width / 2
     parts.append(block((-0.4 * half, 0.42 * half), (-sill, sill), (0.2, 0.3), PLAIN, DARK))
     parts += _wheels([(0.6 * half, 0.5 * width), (-0.58 * half, 0.5 * width)], radius, 0.2)
-    parts += _lamps(half, -half, 0.88 * wide, 0.58)
-    for x, colour in ((half, LIGHT), (-half, LIGHT)):
-        parts.append(block((x - 0.02, x + 0.01), (-0.26, 0.26), (0.4, 0.51), PLAIN, colour))
-    parts.append(block((half - 0.05, half - 0.002), (-0.5 * wide, 0.5 * wide), (0.28, 0.38), PLAIN, BLACK))
+    parts += _lamps(half, -half, 0.88 * wide, 0.58, 0.14, 0.03 * half)
+    parts += [_sheet(x, (-0.26, 0.26), (0.4, 0.51), 0.0, PLAIN, LIGHT) for x in (half + 0.012, -half - 0.012)]
+    parts.append(_sheet(half + 0.01, (-0.5 * wide, 0.5 * wide), (0.24, 0.36), 0.0, PLAIN, BLACK))
     for hand in (-1, 1):
         inner, outer = sorted((hand * 0.93 * wide, hand * 0.5 * width))
         parts.append(block((0.36 * half, 0.42 * half), (inner, outer), (waist, waist + 0.14), PAINT, FIRST))

@@ -113,12 +113,14 @@ class Stage:
 
     def cast(self, origin: Float[Array, "r 3"], direction: Float[Array, "r 3"], now: Instant) -> Hits:
         """The first surface along each unit ray of the town."""
-        distance, code = self.street.ground.meet(origin, direction)
-        found = self.still.run(origin, direction, distance, query="INTERSECT", output=True)
+        # Nothing lies below the road, so no ray need be followed further; the ground itself is asked last.
+        with np.errstate(divide="ignore"):
+            below = np.where(direction[:, 2] < -1e-5, -1.001 * origin[:, 2] / direction[:, 2], FAR)
+        found = self.still.run(origin, direction, below.astype(np.float32), query="INTERSECT", output=True)
         hit = found["geomID"] >= 0
         hits = Hits(
-            np.where(hit, found["tfar"], distance),
-            code,
+            np.where(hit, found["tfar"], below.astype(np.float32)),
+            np.zeros(len(origin), np.int64),
             np.where(hit, found["primID"], -1),
             np.full(len(origin), -1, np.int32),
             found["u"],
@@ -137,7 +139,17 @@ class Stage:
             hits.triangle[which] = local["primID"][closer] + self.starts[now.kinds[m]]
             hits.mover[which] = self.street.movers[m]
             hits.u[which], hits.v[which] = local["u"][closer], local["v"][closer]
-        return hits
+        thing = np.where(hits.triangle >= 0, hits.distance, FAR)
+        ground, code = self.street.ground.meet(origin, direction, thing)
+        is_ground = ground < thing
+        return Hits(
+            np.where(is_ground, ground, thing),
+            code,
+            np.where(is_ground, -1, hits.triangle),
+            np.where(is_ground, -1, hits.mover),
+            hits.u,
+            hits.v,
+        )
 
     def shadowed(self, origin: Float[Array, "r 3"], direction: Float[Array, "r 3"], now: Instant) -> Bool[Array, "r"]:
         """Whether something stands between a point and the sun."""

@@ -86,9 +86,11 @@ class Ground:
         """The ground's height at positions of the town."""
         return np.where(self.codes(xy) & _DRIVABLE, 0.0, KERB)
 
-    def meet(self, origin: Float[Array, "r 3"], direction: Float[Array, "r 3"]) -> tuple[Array, Array]:
-        """How far along each ray the ground is (infinite above the horizon), and its code there."""
-        return _meet(origin, direction, *self.arrays)
+    def meet(
+        self, origin: Float[Array, "r 3"], direction: Float[Array, "r 3"], limit: Float[Array, "r"]
+    ) -> tuple[Float[Array, "r"], Int[Array, "r"]]:
+        """How far along each ray the ground is, infinite (1e30) where not before `limit`, and its code there."""
+        return _meet(origin, direction, limit, *self.arrays)
 
 
 def surface_of(codes: Int[Array, "*n"]) -> Int[Array, "*n"]:
@@ -207,7 +209,7 @@ def _codes(xy, bend, mains, crosses, lots, yards):
 
 @njit(cache=True)
 @no_type_check
-def _meet(origin, direction, bend, mains, crosses, lots, yards):
+def _meet(origin, direction, limit, bend, mains, crosses, lots, yards):
     distance = np.full(len(origin), np.float32(1e30))
     codes = np.zeros(len(origin), np.int32)
     for i in range(len(origin)):
@@ -216,6 +218,8 @@ def _meet(origin, direction, bend, mains, crosses, lots, yards):
         if dz > -1e-5 or oz <= KERB:
             continue
         near, far = (KERB - oz) / dz, -oz / dz
+        if near >= limit[i]:
+            continue
         code = _code(ox + near * dx, oy + near * dy, bend, mains, crosses, lots, yards)
         if not code & _DRIVABLE:
             distance[i], codes[i] = near, code
@@ -232,7 +236,8 @@ def _meet(origin, direction, bend, mains, crosses, lots, yards):
                 break
             last = here
         if not met:
-            distance[i], codes[i] = far, code
+            if far < limit[i]:
+                distance[i], codes[i] = far, code
             continue
         low, high = last, here
         for _ in range(10):
@@ -241,6 +246,7 @@ def _meet(origin, direction, bend, mains, crosses, lots, yards):
                 low = middle
             else:
                 high = middle
-        distance[i] = high
-        codes[i] = KERBSTONE if code & 7 != ISLAND else ISLAND
+        if high < limit[i]:
+            distance[i] = high
+            codes[i] = KERBSTONE if code & 7 != ISLAND else ISLAND
     return distance, codes

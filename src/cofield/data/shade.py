@@ -16,6 +16,7 @@ from cofield.data import shapes as m
 Array = np.ndarray
 
 _REFLECTIVITY = m.REFLECTIVITY
+_GAMMA = (np.arange(4097) / 4096).astype(np.float32) ** np.float32(0.4545)
 _GROUND_ECHO = np.array([0.12, 0.28, 0.36, 0.3, 0.14, 0.36, 0.25, 0.3], np.float32)
 
 
@@ -285,7 +286,7 @@ def colours(direction, place, distance, code, triangle, agent, u, v, shading, li
     """Linear light from each ray's surface to the eye, hazed; `pixel` is the angle of its pixel."""
     corner_uv, material, colour = tables
     out = np.empty((len(direction), 3), np.float32)
-    haze, seed = light[14], int(light[13])
+    haze = light[14]
     for i in range(len(direction)):
         dx, dy, dz = direction[i, 0], direction[i, 1], direction[i, 2]
         if distance[i] >= 1e29:
@@ -360,8 +361,8 @@ def exposed(linear, exposure, grain, seed):
         for k in range(3):
             x = max(0.0, linear[i, k]) * exposure
             x = (x * (2.51 * x + 0.03)) / (x * (2.43 * x + 0.59) + 0.14)
-            x = min(1.0, max(0.0, x)) ** 0.4545
-            x += grain * (_hash(i, k, seed) + _hash(i, k + 3, seed) - 1.0)
+            x = _GAMMA[int(4096 * min(1.0, x) + 0.5)]
+            x += grain * 1.4 * (_hash(i, k, seed) - 0.5)
             out[i, k] = min(1.0, max(0.0, x))
     return out
 
