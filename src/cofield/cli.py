@@ -60,11 +60,11 @@ def recipes(arguments: list[str]) -> int:
 def pretrain(arguments: list[str]) -> int:
     """Pre-train a recipe: hide, lift, render, compare. The same command again resumes it."""
     from cofield.train.config import Pretraining
-    from cofield.train.recipes import RECIPES, recipe
+    from cofield.train.recipes import RECIPES, recipe_for
     from cofield.train.run import pretrain as train
 
     name, rest = _leading_word(arguments, pretrain, f"the recipe to train: {', '.join(RECIPES)}")
-    start = recipe(name)
+    start = recipe_for(name, Pretraining)
 
     def options(
         config: Annotated[Pretraining, tyro.conf.arg(name="")] = start, run: Path | None = None
@@ -79,6 +79,49 @@ def pretrain(arguments: list[str]) -> int:
 
     config, folder = _parse(options, pretrain, rest)
     return 0 if train(config, folder) else 130
+
+
+def finetune(arguments: list[str]) -> int:
+    """Train a head, and the trunk under it, from labels. The same command again resumes it."""
+    from dataclasses import replace
+
+    from cofield.train.config import Finetuning
+    from cofield.train.recipes import RECIPES, recipe_for
+    from cofield.train.run import finetune as train
+
+    name, rest = _leading_word(arguments, finetune, f"the recipe to train: {', '.join(RECIPES)}")
+    start = recipe_for(name, Finetuning)
+
+    def options(
+        trunk: str,
+        config: Annotated[Finetuning, tyro.conf.arg(name="")] = start,
+        run: Path | None = None,
+        parts: tuple[str, ...] = (),
+        allow_grid_change: bool = False,
+    ) -> tuple[Finetuning, Path]:
+        """Fine-tune.
+
+        Args:
+            trunk: the pre-training run to start from, or none.
+            config: every field of the recipe can be changed.
+            run: the folder of the run; it is resumed if it exists.
+            parts: the parts of the trunk to load, each of which must match: camera, lidar, fuse, camera.encoder ...
+            allow_grid_change: load a trunk that was trained on another grid.
+        """
+        begin = replace(
+            config.start,
+            trunk=None if trunk == "none" else trunk,
+            parts=parts or config.start.parts,
+            allow_grid_change=allow_grid_change or config.start.allow_grid_change,
+        )
+        return replace(config, start=begin), run or Path("runs") / name.replace(":", "-")
+
+    config, folder = _parse(options, finetune, rest)
+    scores = train(config, folder)
+    if scores is None:
+        return 130
+    print("\n".join(f"{name:<16} {value:.4f}" for name, value in scores.items()))
+    return 0
 
 
 def render(arguments: list[str]) -> int:
@@ -163,6 +206,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "doctor": doctor,
     "recipes": recipes,
     "pretrain": pretrain,
+    "finetune": finetune,
     "render": render,
     "evaluate": evaluate,
     "report": report,

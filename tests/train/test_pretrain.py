@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cofield.frame import Batch, collate
-from cofield.train.build import build_pretraining
+from cofield.train.build import build_finetuning, build_pretraining
+from cofield.train.config import Pretraining
 from cofield.train.losses import Term, Weights, total
 from cofield.train.recipes import RECIPES, recipe
 from cofield.train.tasks import Pretrain
@@ -127,11 +128,11 @@ def test_terms_of_weight_zero_are_not_computed() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_builds(name: str) -> None:
+def test_every_recipe_builds_the_same_weights_every_time(name: str) -> None:
     chosen = recipe(name)
-    task = build_pretraining(chosen)
+    build = build_pretraining if isinstance(chosen, Pretraining) else build_finetuning
+    task, again = build(chosen), build(chosen)
     assert sum(weight.numel() for weight in task.parameters()) > 1e5
-    again = build_pretraining(chosen)
     assert all(torch.equal(a, b) for a, b in zip(task.state_dict().values(), again.state_dict().values(), strict=True))
 
 

@@ -13,7 +13,6 @@ from cofield.models.blocks import Layers, Residual
 from cofield.ops.splat import splat
 from cofield.ops.voxelize import nearest
 
-
 FAINT = 0.1  # of a pixel's feature: a voxel that received less than this shows it weakly
 
 

@@ -12,9 +12,10 @@ from cofield.models.field import Background, Field
 from cofield.models.fuse import Fuse
 from cofield.models.lidar import Pillars
 from cofield.models.lift import DepthBins, Lift
+from cofield.models.mapseg import MapHead
 from cofield.models.trunk import CameraBranch, Trunk
-from cofield.train.config import Model, Pretraining
-from cofield.train.tasks import Pretrain
+from cofield.train.config import Finetuning, Model, Pretraining
+from cofield.train.tasks import MapSegment, Pretrain
 
 
 def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
@@ -44,6 +45,15 @@ def build_pretraining(config: Pretraining) -> Pretrain:
         field = Field(config.model.width, channels, config.model.field_width)
         background = Background() if painted else None
     return Pretrain(trunk, field, background, config.mask, config.views, config.loss, config.optim)
+
+
+def build_finetuning(config: Finetuning) -> MapSegment:
+    """The trunk and a fresh head, and the task that trains both."""
+    with seeded(config.optim.seed, "weights"):
+        trunk = build_trunk(config.model, config.grid, config.patch)
+    with seeded(config.optim.seed, "head"):
+        head = MapHead(config.model.width, config.grid, config.head.width, config.head.finer, config.head.gamma)
+    return MapSegment(trunk, head, config.optim)
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from cofield.data.fractions import Split
 from cofield.grid import BoxGrid
 from cofield.models.mask import Masking
 from cofield.train.losses import Weights
@@ -82,6 +83,7 @@ class Pretraining:
     """A whole pre-training run."""
 
     grid: BoxGrid
+    task: Literal["pretrain"] = "pretrain"
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     mask: Masking = field(default_factory=Masking)
@@ -90,25 +92,92 @@ class Pretraining:
     optim: Optim = field(default_factory=Optim)
 
 
-def as_yaml(config: Pretraining) -> str:
+@dataclass(frozen=True)
+class Start:
+    """Where the trunk's first weights come from.
+
+    Args:
+        trunk: a pre-training run, or a trunk's file; None is from scratch.
+        parts: the parts to load (camera, lidar, fuse, camera.encoder, ...), each of which must match; empty is all.
+        allow_grid_change: load a trunk that was trained on another grid.
+    """
+
+    trunk: str | None = None
+    parts: tuple[str, ...] = ()
+    allow_grid_change: bool = False
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which frames are labelled.
+
+    Args:
+        split: `frames` takes every k-th frame, `scenes` whole scenes.
+        seed: which of the possible choices.
+    """
+
+    fraction: float = 1.0
+    split: Split = "frames"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map segmentation head.
+
+    Args:
+        finer: raster cells along one cell of the trunk's grid.
+        gamma: of the focal loss; 0 is plain cross-entropy.
+    """
+
+    width: int = 64
+    finer: int = 2
+    gamma: float = 2.0
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """A whole fine-tuning run."""
+
+    grid: BoxGrid
+    task: Literal["map"] = "map"
+    data: Data = field(default_factory=Data)
+    start: Start = field(default_factory=Start)
+    labels: Labels = field(default_factory=Labels)
+    model: Model = field(default_factory=Model)
+    patch: int = 8
+    head: Head = field(default_factory=Head)
+    optim: Optim = field(default_factory=Optim)
+
+
+Config = Pretraining | Finetuning
+_ANY = TypeAdapter(Annotated[Config, Field(discriminator="task")])
+
+
+def as_yaml(config: Config) -> str:
     """The configuration as YAML."""
-    return yaml.safe_dump(TypeAdapter(Pretraining).dump_python(config, mode="json"), sort_keys=False)
+    return yaml.safe_dump(_ANY.dump_python(config, mode="json"), sort_keys=False)
 
 
-def load_config(path: Path) -> Pretraining:
+def load_config(path: Path) -> Config:
     """The configuration that YAML describes; a field too many or of the wrong type is an error that names it."""
     try:
-        return TypeAdapter(Pretraining).validate_python(yaml.safe_load(path.read_text()), extra="forbid")
+        return _ANY.validate_python(yaml.safe_load(path.read_text()), extra="forbid")
     except (ValidationError, yaml.YAMLError) as problem:
         raise ValueError(f"{path} is no configuration: {problem}") from problem
 
 
-def differences(former: Pretraining, now: Pretraining) -> str:
+def differences(former: Config, now: Config) -> str:
     """Where two configurations differ, as `loss.colour was 10.0 and is 5.0`."""
     was, is_now = flat(former), flat(now)
-    return ", ".join(f"{name} was {was[name]} and is {is_now[name]}" for name in was if was[name] != is_now[name])
+    names = [name for name in was | is_now if was.get(name) != is_now.get(name)]
+    return ", ".join(f"{name} was {was.get(name)} and is {is_now.get(name)}" for name in names)
 
 
-def flat(config: Pretraining) -> dict[str, object]:
+def flat(config: Config) -> dict[str, object]:
     """Every field of a configuration by its dotted name."""
-    return {f"{group}.{name}": value for group, fields in asdict(config).items() for name, value in fields.items()}
+    found: dict[str, object] = {}
+    for group, value in asdict(config).items():
+        members = value.items() if isinstance(value, dict) else [("", value)]
+        found |= {f"{group}.{name}".rstrip("."): each for name, each in members}
+    return found

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from cofield.grid import BoxGrid
-from cofield.train.config import Data, Optim, Pretraining
+from cofield.train.config import Config, Data, Finetuning, Optim, Pretraining
 
+Kind = TypeVar("Kind", bound=Config)
 TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 8))
 
 
@@ -32,16 +34,40 @@ def world_small_lidar() -> Pretraining:
     return replace(small, model=replace(small.model, camera="none"))
 
 
-RECIPES: dict[str, Callable[[], Pretraining]] = {
+def map_world_small() -> Finetuning:
+    """Map layers, vehicles and pedestrians on the small synthetic world."""
+    data = Data("world:small", store=True, workers=0, validation=10_000)
+    return Finetuning(grid=TOWN, data=data, optim=Optim(steps=200, rate=1e-3, validate_every=200))
+
+
+def map_world_tiny() -> Finetuning:
+    """The same with half the beams."""
+    small = map_world_small()
+    return replace(small, data=replace(small.data, source="world:tiny"))
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
     "world:tiny": world_tiny,
     "world:small": world_small,
     "world:small-camera": world_small_camera,
     "world:small-lidar": world_small_lidar,
+    "map:world:tiny": map_world_tiny,
+    "map:world:small": map_world_small,
 }
 
 
-def recipe(name: str) -> Pretraining:
+def recipe(name: str) -> Config:
     """The recipe of that name."""
     if name not in RECIPES:
         raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def recipe_for(name: str, kind: type[Kind]) -> Kind:
+    """The recipe of that name, which must be of the kind asked for."""
+    chosen = recipe(name)
+    if not isinstance(chosen, kind):
+        fitting = [each for each, make in RECIPES.items() if isinstance(make(), kind)]
+        verb = "pretrain" if isinstance(chosen, Pretraining) else "finetune"
+        raise ValueError(f"{name} is a recipe for cofield {verb}; here fit {', '.join(fitting)}")
+    return chosen

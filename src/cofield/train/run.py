@@ -1,28 +1,32 @@
 """Runs: a folder with the configuration, the measured values, the last checkpoint and, at the end, the trunk."""
 
+import json
 import logging
 import pickle
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
+from cofield.data.fractions import Subset, labelled
 from cofield.data.loader import evaluation_batches, spread, training_batches
 from cofield.data.stored import Stored
 from cofield.models.blocks import compute_in
-from cofield.train.build import build_pretraining
-from cofield.train.checkpoint import save_trunk
-from cofield.train.config import Data, Optim, Pretraining, as_yaml, differences, load_config
-from cofield.train.tasks import Pretrain
+from cofield.models.trunk import Trunk
+from cofield.train.build import build_finetuning, build_pretraining
+from cofield.train.checkpoint import LoadReport, load_trunk, save_trunk, write_whole
+from cofield.train.config import Data, Finetuning, Optim, Pretraining, as_yaml, differences, load_config
+from cofield.train.tasks import MapSegment, Pretrain
 from cofield.train.watch import LAST, Watch, WholeFiles, say
 
-CONFIG, TRUNK = "config.yaml", "trunk.safetensors"
+CONFIG, TRUNK, SCORES = "config.yaml", "trunk.safetensors", "scores.json"
+Task = TypeVar("Task", Pretrain, MapSegment)
 
 
 def pretrain(config: Pretraining, folder: Path, source: Source | None = None, held_out: Source | None = None) -> bool:
@@ -32,29 +36,81 @@ def pretrain(config: Pretraining, folder: Path, source: Source | None = None, he
         source, held_out: frames, in place of those that the configuration names.
     """
     start = claim(config, folder)
-    steps = config.optim.steps
-    if start >= steps:
-        say(f"{folder} is finished: {start} steps")
-        return True
+    task = build_pretraining(config)
+    if start < config.optim.steps:
+        source = source or open_split(config.data, "train")
+        held_out = held_out or open_split(config.data, "val")
+        say(f"{folder}: {describe(task.trunk)}; {len(source)} frames of {source.name}")
+        if not fit(task, config, folder, start, source, held_out):
+            return False
+    if not (folder / TRUNK).exists():
+        task.load_state_dict(read_checkpoint(folder / LAST)["state_dict"])
+        save_trunk(task.trunk, folder / TRUNK, {"source": config.data.source, "steps": config.optim.steps})
+    say(f"finished; the trunk is {folder / TRUNK}")
+    return True
+
+
+def finetune(
+    config: Finetuning, folder: Path, source: Source | None = None, held_out: Source | None = None
+) -> dict[str, float] | None:
+    """Train trunk and head on the labelled share of a source; the held-out score, None if it was interrupted.
+
+    The labelled frames are written to `labels.json`, what was loaded into the trunk to `loading.txt`, the score to
+    `scores.json`.
+    """
+    start = claim(config, folder)
+    if (folder / SCORES).exists():
+        say(f"{folder} is finished")
+        return json.loads((folder / SCORES).read_text())
     source = source or open_split(config.data, "train")
     held_out = held_out or open_split(config.data, "val")
-    task = build_pretraining(config)
-    compute_in(task, compute_type(config.optim.precision))
-    say(f"{folder}: {describe(task)}; {len(source)} frames, {steps} steps of {config.data.batch}")
-    batches = training_batches(source, config.data.batch, config.optim.seed, start, config.data.workers)
-    frames = spread(len(held_out), config.data.validation)
-    validation = evaluation_batches(held_out, config.data.batch, frames)
-    watch = Watch(folder, steps, config.optim.save_every, config.data.batch)
-    began = time.monotonic()
+    labels = config.labels
+    chosen = labelled(source, labels.fraction, labels.split, labels.seed)
+    task = build_finetuning(config)
+    if start == 0:
+        write_whole(folder / "labels.json", json.dumps({"source": source.name, "frames": chosen}).encode())
+        report = start_trunk(task.trunk, config)
+        write_whole(folder / "loading.txt", f"{report}\n".encode())
+        say(f"{folder}: {describe(task.trunk)}, from {config.start.trunk or 'scratch'}: {report}")
+    say(f"{len(chosen)} of {len(source)} frames of {source.name} are labelled")
+    if not fit(task, config, folder, start, Subset(source, chosen), held_out):
+        return None
+    scores = task.latest
+    write_whole(folder / SCORES, json.dumps(scores).encode())
+    save_trunk(task.trunk, folder / TRUNK, {"source": config.data.source, "steps": config.optim.steps})
+    return scores
+
+
+def start_trunk(trunk: Trunk, config: Finetuning) -> LoadReport | str:
+    """Fill the trunk as the configuration says; what was loaded."""
+    start = config.start
+    if start.trunk is None:
+        return "nothing loaded, every weight is fresh"
+    path = Path(start.trunk)
+    path = path / TRUNK if path.is_dir() else path
+    return load_trunk(trunk, path, start.parts or None, start.allow_grid_change)
+
+
+def fit(
+    task: Pretrain | MapSegment,
+    config: Pretraining | Finetuning,
+    folder: Path,
+    start: int,
+    source: Source,
+    held_out: Source,
+) -> bool:
+    """Take the steps that are left; whether all were taken."""
+    optim, data = config.optim, config.data
+    compute_in(task, compute_type(optim.precision))
+    batches = training_batches(source, data.batch, optim.seed, start, data.workers)
+    validation = evaluation_batches(held_out, data.batch, spread(len(held_out), data.validation))
+    watch = Watch(folder, optim.steps, optim.save_every, data.batch)
     with quiet_engine():
-        trainer = build_trainer(config.optim, folder, watch)
+        trainer = build_trainer(optim, folder, watch)
         trainer.fit(task, batches, validation, ckpt_path=folder / LAST if start else None, weights_only=True)
-    if watch.interrupted and trainer.global_step < steps:
-        say(f"stopped at step {trainer.global_step} of {steps}; the same command goes on from there")
+    if watch.interrupted and trainer.global_step < optim.steps:
+        say(f"stopped at step {trainer.global_step} of {optim.steps}; the same command goes on from there")
         return False
-    facts = {"source": source.name, "steps": steps, "seconds": round(time.monotonic() - began, 1)}
-    save_trunk(task.trunk, folder / TRUNK, facts)
-    say(f"the trunk is {folder / TRUNK}")
     return True
 
 
@@ -86,7 +142,7 @@ def build_trainer(optim: Optim, folder: Path, watch: Watch) -> lightning.Trainer
     )
 
 
-def claim(config: Pretraining, folder: Path) -> int:
+def claim(config: Pretraining | Finetuning, folder: Path) -> int:
     """The step to start from: 0 in a new folder, later in one that holds the same run."""
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / CONFIG
@@ -117,16 +173,36 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def open_run(folder: Path) -> tuple[Pretraining, Pretrain]:
-    """The configuration of a run and its task with the weights of its last checkpoint."""
+    """The configuration of a pre-training run and its task with the weights of its last checkpoint."""
+    config = run_config(folder)
+    if not isinstance(config, Pretraining):
+        raise ValueError(f"{folder} is a fine-tuning run; this needs a pre-training one")
+    return config, _filled(build_pretraining(config), config, folder)
+
+
+def open_finetuned(folder: Path) -> tuple[Finetuning, MapSegment]:
+    """The configuration of a fine-tuning run and its task with the weights of its last checkpoint."""
+    config = run_config(folder)
+    if not isinstance(config, Finetuning):
+        raise ValueError(
+            f"{folder} is a pre-training run; cofield finetune RECIPE --trunk {folder} makes a fine-tuned one"
+        )
+    return config, _filled(build_finetuning(config), config, folder)
+
+
+def run_config(folder: Path) -> Pretraining | Finetuning:
+    """What a run is."""
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is no run: it has no {CONFIG}")
-    config = load_config(folder / CONFIG)
+    return load_config(folder / CONFIG)
+
+
+def _filled(task: Task, config: Pretraining | Finetuning, folder: Path) -> Task:
     if not (folder / LAST).is_file():
         raise ValueError(f"{folder} has no {LAST} yet; the first is written after {config.optim.save_every} steps")
-    task = build_pretraining(config)
     task.load_state_dict(read_checkpoint(folder / LAST)["state_dict"])
     compute_in(task, compute_type(config.optim.precision))
-    return config, task.eval()
+    return task.eval()
 
 
 def compute_type(precision: str) -> torch.dtype | None:
@@ -140,11 +216,9 @@ def has_cpu_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def describe(task: Pretrain) -> str:
-    """The size of what is trained."""
-    trunk = sum(p.numel() for p in task.trunk.parameters())
-    rest = sum(p.numel() for p in task.parameters()) - trunk
-    return f"trunk {trunk / 1e6:.2f} M weights, field {rest / 1e3:.0f} k"
+def describe(trunk: Trunk) -> str:
+    """The size of a trunk."""
+    return f"a trunk of {sum(weight.numel() for weight in trunk.parameters()) / 1e6:.2f} M weights"
 
 
 @contextmanager

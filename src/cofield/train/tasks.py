@@ -10,8 +10,10 @@ from torch import Tensor
 from cofield.draw import Key
 from cofield.frame import Batch, Hidden
 from cofield.grid import Volume
+from cofield.metrics.iou import MapIoU
 from cofield.metrics.render import RenderScore
 from cofield.models.field import Background, Field, light
+from cofield.models.mapseg import LAYERS, MapHead
 from cofield.models.mask import Masking, hide
 from cofield.models.render import Seen, render
 from cofield.models.trunk import Trunk
@@ -96,11 +98,46 @@ class Pretrain(lightning.LightningModule):
         self.log_dict({f"held_out/{name}": value for name, value in values.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.optim.rate, weight_decay=self.optim.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: one_cycle(step / self.optim.steps, self.optim.warmup)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return one_cycle_adamw(self, self.optim)
+
+
+class MapSegment(lightning.LightningModule):
+    """Trunk and head learn map layers and occupied ground from labelled frames."""
+
+    def __init__(self, trunk: Trunk, head: MapHead, optim: Optim) -> None:
+        super().__init__()
+        self.trunk, self.head, self.optim = trunk, head, optim
+        self.score = MapIoU(LAYERS)
+        self.latest: dict[str, float] = {}
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The probability of every layer in every cell."""
+        return self.head.decode(self.head(self.trunk(batch)))
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.head.loss(self.head(self.trunk(batch)), self.head.encode(batch))
+        self.log("loss", loss, batch_size=len(batch))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.score = MapIoU(LAYERS)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.score.add(self(batch), self.head.encode(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.latest = self.score.compute()
+        self.log_dict({f"held_out/{name}": value for name, value in self.latest.items()})
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return one_cycle_adamw(self, self.optim)
+
+
+def one_cycle_adamw(module: torch.nn.Module, optim: Optim) -> OptimizerLRSchedulerConfig:
+    """AdamW over all weights, its rate up and down once over the run."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=optim.rate, weight_decay=optim.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / optim.steps, optim.warmup))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def score_view(score: RenderScore, batch: Batch, view: View, seen: Seen) -> None:
