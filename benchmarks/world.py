@@ -38,6 +38,7 @@ def seconds_per_frame(world: World, scenes: int) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Time every preset and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=5, help="scenes per preset")
     parser.add_argument("--out", type=Path, default=Path("results/bench-cpu/world.json"))

@@ -39,7 +39,7 @@ def digest(frame: Frame) -> str:
 
 
 def single_pixels(frame: Frame, points: torch.Tensor) -> tuple[list[Mount], torch.Tensor]:
-    """For points in front of the first camera a one-pixel camera each, whose ray goes exactly there; and their depth."""
+    """For points before the first camera a one-pixel camera each, whose ray goes exactly there; and their depth."""
     camera = frame.cameras[0]
     uv, depth = project(camera.pix_T_cam, transform(camera.cam_T_ego, points))
     mounts = []
@@ -117,7 +117,8 @@ def test_projected_corners_bound_the_instance_mask():
 def test_map_layers_agree_with_ground_pixels():
     checked = 0
     for index in (3, 17, 31):
-        frame, camera = exact(index), exact(index).cameras[0]
+        frame = exact(index)
+        camera = frame.cameras[0]
         height, width = camera.image.shape[-2:]
         v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
         ground = torch.isin(
@@ -139,7 +140,7 @@ def test_map_layers_agree_with_ground_pixels():
 
 
 def test_depth_and_height_agree_on_the_road():
-    frame, camera = exact(0), exact(0).cameras[0]
+    camera = exact(0).cameras[0]
     height, width = camera.image.shape[-2:]
     v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     road = camera.semantics == LIDARSEG.index("driveable_surface")
@@ -296,7 +297,7 @@ def test_all_ten_classes_occur_in_every_validation_split(preset_name: str, town:
 
 
 @pytest.mark.parametrize(
-    "wrong, words",
+    ("wrong", "words"),
     [
         (lambda: World("huge"), "no world is called 'huge'"),
         (lambda: World("tiny", town="paris"), "no town is called 'paris'"),

@@ -200,7 +200,9 @@ def test_vehicles_drive_on_the_road_and_people_stand_on_the_ground():
     assert layer(scene.ground.codes(drive[0]), "drivable_area").all()
 
 
-@pytest.mark.parametrize("theme, guests", [(0, {"construction_vehicle", "barrier", "traffic_cone"}), (2, {"trailer"})])
+@pytest.mark.parametrize(
+    ("theme", "guests"), [(0, {"construction_vehicle", "barrier", "traffic_cone"}), (2, {"trailer"})]
+)
 def test_a_theme_brings_its_guests(theme: int, guests: set[str]):
     for seed in (11, 12):
         scene = build(np.random.default_rng(seed), theme)

@@ -96,7 +96,7 @@ def furnish(
     leaves = _leaves(rng, grass)
     for front in fronts(ground, 21.0 if suburban else 17.0):
         near = _distance(front)
-        if near > _SEEN:
+        if near > _SEEN or (not front.vertical and abs(front.edge) > 60 and front.side * front.edge > 0 and near > 85):
             continue
         lots += _line(rng, put, front, suburban, leaves, near < 40)
         if near < 70:
@@ -266,7 +266,7 @@ def _junctions(rng: np.random.Generator, put: Furniture, ground: Ground) -> None
 
 def _backyards(rng: np.random.Generator, put: Furniture, ground: Ground, leaves: list[Colour]) -> None:
     """Trees in the middle of the blocks, seen through gaps between buildings."""
-    for _ in range(36):
+    for _ in range(24):
         px, py = float(rng.uniform(-70, 110)), float(rng.choice([-1, 1]) * rng.uniform(34, 62))
         clear = np.abs(px - ground.crosses[:, CENTRE]) - ground.crosses[:, HALF] > 26
         if clear.all():

@@ -102,7 +102,7 @@ def _wheels(places: list[tuple[float, float]], radius: float, width: float) -> l
         tube(
             (x, side * y, radius),
             (x, side * (y - width), radius),
-            (radius,) * 2,
+            (radius, radius),
             10,
             PLAIN,
             BLACK,
@@ -122,7 +122,9 @@ def _arch(x: float, y: float, z: float, radius: float) -> Mesh:
     return soup(fan, PLAIN, BLACK)
 
 
-def _sheet(x: float, y: tuple[float, float], z: tuple[float, float], lean: float, material: int, colour: Colour) -> Mesh:
+def _sheet(
+    x: float, y: tuple[float, float], z: tuple[float, float], lean: float, material: int, colour: Colour
+) -> Mesh:
     """An upright plate that looks ahead (x > 0) or back, its top `lean` metres nearer to the middle."""
     (y0, y1), ahead = y, 1 if x > 0 else -1
     top = x - ahead * lean
@@ -149,7 +151,8 @@ def _car(kind: str, length: float, width: float, height: float) -> Mesh:
         "van": (1.08, -0.985, -0.93, 0.42, 0.78, 1.08),
     }[kind]
     side = [
-        (-0.96, 0.22, 0.92), (0.94, 0.2, 0.92), (0.99, 0.3, 0.88), (1.0, 0.52, 0.88), (0.985, 0.7, 0.9), (0.94, 0.82, 0.93),
+        (-0.96, 0.22, 0.92), (0.94, 0.2, 0.92), (0.99, 0.3, 0.88), (1.0, 0.52, 0.88), (0.985, 0.7, 0.9),
+        (0.94, 0.82, 0.93),
         (front + 0.1, waist - 0.03, 0.97), (front, waist, 0.97), (rear, tail, 0.97), (-0.965, tail - 0.07, 0.95),
         (-1.0, 0.7, 0.94), (-1.0, 0.4, 0.92),
     ]  # fmt: skip
@@ -208,7 +211,7 @@ def _truck(length: float, width: float, height: float, cargo: bool) -> Mesh:
     cab = half - 1.9
     parts = [
         block((-half, half - 0.3), (-0.4 * wide, 0.4 * wide), (0.55, 0.85), PLAIN, DARK),
-        frustum((cab, half, -0.94 * wide, 0.94 * wide, 0.5), (cab, half, -0.94 * wide, 0.94 * wide, 1.45), PAINT, FIRST),
+        block((cab, half), (-0.94 * wide, 0.94 * wide), (0.5, 1.45), PAINT, FIRST),
         frustum(
             (cab, half, -0.94 * wide, 0.94 * wide, 1.45), (cab, half - 0.25, -0.9 * wide, 0.9 * wide, 2.35),
             WINDOWS, FIRST, top=(PAINT, FIRST), panes=(1, 1),
@@ -402,15 +405,15 @@ def _ring(x: float, radius: float, width: float, tyre: float) -> list[Mesh]:
 def _bicycle() -> Mesh:
     hub, head, saddle, crank = (-0.52, 0, 0.34), (0.38, 0, 0.82), (-0.2, 0, 0.86), (-0.08, 0, 0.3)
     parts = _ring(-0.52, 0.34, 0.05, 0.022) + _ring(0.52, 0.34, 0.05, 0.022)
-    for start, end in (
+    bars = (
         (hub, crank),
         (crank, saddle),
         (saddle, hub),
         (saddle, head),
         (crank, head),
         ((0.52, 0, 0.34), head),
-    ):
-        parts.append(tube(start, end, (0.024, 0.024), 5, PAINT, THIRD))
+    )
+    parts += [tube(start, end, (0.024, 0.024), 5, PAINT, THIRD) for start, end in bars]
     parts.append(tube((0.34, -0.28, 1.0), (0.34, 0.28, 1.0), (0.02, 0.02), 5, METAL, DARK))
     parts.append(tube(head, (0.34, 0, 1.02), (0.022, 0.022), 5, METAL, DARK))
     parts.append(block((-0.34, -0.08), (-0.07, 0.07), (0.88, 0.95), PLAIN, BLACK))
@@ -418,10 +421,11 @@ def _bicycle() -> Mesh:
 
 
 def _motorcycle() -> Mesh:
-    parts = []
-    for x in (-0.7, 0.7):
-        parts.append(tube((x, -0.07, 0.31), (x, 0.07, 0.31), (0.31, 0.31), 12, PLAIN, BLACK, (WHEEL, GREY)))
-    parts += [
+    wheels = [
+        tube((x, -0.07, 0.31), (x, 0.07, 0.31), (0.31, 0.31), 12, PLAIN, BLACK, (WHEEL, GREY)) for x in (-0.7, 0.7)
+    ]
+    parts = [
+        *wheels,
         blob((0.15, 0, 0.78), (0.36, 0.17, 0.2), 0.0, 3, PAINT, FIRST),
         block((-0.6, 0.05), (-0.13, 0.13), (0.66, 0.78), PLAIN, BLACK),
         block((-0.2, 0.3), (-0.16, 0.16), (0.32, 0.64), METAL, DARK),

@@ -1,6 +1,6 @@
 """Who would like to be in a scene: traffic, parked cars, people, and each theme's rare guests, most wanted first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi
 
 import numpy as np
@@ -18,12 +18,14 @@ LIDARSEG_OF = np.array([LIDARSEG.index(name) for name in DETECTION.names])
 STOP_GAP = ROUNDING + 3.9  # from a junction's edge to the bumper of the first waiting car
 
 _CAR_PAINT: list[Colour] = [
-    (0.72, 0.72, 0.72), (0.72, 0.72, 0.72), (0.05, 0.05, 0.055), (0.05, 0.05, 0.055), (0.2, 0.21, 0.22), (0.36, 0.37, 0.38),
+    (0.72, 0.72, 0.72), (0.72, 0.72, 0.72), (0.05, 0.05, 0.055), (0.05, 0.05, 0.055), (0.2, 0.21, 0.22),
+    (0.36, 0.37, 0.38),
     (0.36, 0.37, 0.38), (0.4, 0.02, 0.02), (0.03, 0.07, 0.25), (0.06, 0.16, 0.36), (0.03, 0.12, 0.07), (0.5, 0.38, 0.2),
     (0.55, 0.12, 0.02), (0.6, 0.48, 0.04),
 ]  # fmt: skip
 _CLOTHES: list[Colour] = [
-    (0.05, 0.05, 0.06), (0.1, 0.13, 0.25), (0.45, 0.05, 0.05), (0.5, 0.48, 0.42), (0.12, 0.25, 0.14), (0.55, 0.35, 0.06),
+    (0.05, 0.05, 0.06), (0.1, 0.13, 0.25), (0.45, 0.05, 0.05), (0.5, 0.48, 0.42), (0.12, 0.25, 0.14),
+    (0.55, 0.35, 0.06),
     (0.3, 0.3, 0.32), (0.08, 0.25, 0.4), (0.4, 0.15, 0.3), (0.65, 0.65, 0.62), (0.15, 0.09, 0.06),
 ]  # fmt: skip
 _SKIN: list[Colour] = [(0.55, 0.35, 0.25), (0.4, 0.23, 0.14), (0.2, 0.11, 0.07), (0.6, 0.42, 0.32)]
@@ -58,11 +60,11 @@ class Casting:
             return self.pick(_CLOTHES), self.pick(_CLOTHES), self.pick(_CAR_PAINT)
         return self.pick(_CAR_PAINT), self.pick(_CARGO) if "truck" in kind else self.pick(_CLOTHES), self.pick(_SKIN)
 
-    def person(self) -> dict:
-        """Who a pedestrian is."""
-        child = self.rng.random() < 0.12
+    def person(self, start: tuple[float, float], heading: float, speed: float = 0.0) -> Agent:
+        """A pedestrian."""
+        kind = "child" if self.rng.random() < 0.12 else "adult"
         colours = (self.pick(_CLOTHES), self.pick(_CLOTHES), self.pick(_SKIN))
-        return {"kind": "child" if child else "adult", "colours": colours, "scale": float(self.rng.uniform(0.92, 1.06))}
+        return Agent(kind, start, heading, speed, colours=colours, scale=float(self.rng.uniform(0.92, 1.06)))
 
     def car(self) -> str:
         """A kind of car."""
@@ -157,8 +159,6 @@ def _meeting(cast: Casting, road: Array, kind: str, middle: float, speed: float,
 
 def _pairs(found: list[Agent], cast: Casting) -> list[Agent]:
     """Truck and trailer by turns, each trailer tied to its truck."""
-    from dataclasses import replace
-
     tied = []
     for truck, trailer in zip(found[::2], found[1::2], strict=True):
         own = cast.group()
@@ -175,7 +175,8 @@ def _work_zone(cast: Casting, ground: Ground, middle: float) -> list[Agent]:
     start = middle + float(rng.uniform(2, 12))
     length = 17.0
     found = []
-    plain = ((0.5, 0.5, 0.5),) * 3
+    grey: Colour = (0.5, 0.5, 0.5)
+    plain = (grey, grey, grey)
     machine = str(rng.choice(["excavator", "loader"]))
     y = -(inner + outer) / 2 - 0.2
     turned = float(rng.choice([0.0, pi]) + rng.uniform(-0.06, 0.06))
@@ -185,15 +186,14 @@ def _work_zone(cast: Casting, ground: Ground, middle: float) -> list[Agent]:
         found.append(
             Agent("cone", (start - 9 + 8 * share, -(outer - 0.4) + share * (outer - inner - 0.8)), colours=plain)
         )
-    for shift in np.arange(0.6, length, 3.2):
-        found.append(Agent("board", (start + float(shift), -inner - 0.35), pi / 2, colours=plain))
-    for y in np.arange(inner + 1.9, outer - 1.1, 2.5):
-        found.append(Agent("board", (start - 0.3, -float(y)), pi, colours=plain))
+    along = np.arange(0.6, length, 3.2).tolist()
+    found += [Agent("board", (start + shift, -inner - 0.35), pi / 2, colours=plain) for shift in along]
+    across = np.arange(inner + 1.9, outer - 1.1, 2.5).tolist()
+    found += [Agent("board", (start - 0.3, -y), pi, colours=plain) for y in across]
     for _ in range(2):
-        who = cast.person() | {"kind": "adult"}
-        who["colours"] = ((0.85, 0.3, 0.02), (0.12, 0.12, 0.2), who["colours"][2])
+        vest = ((0.85, 0.3, 0.02), (0.12, 0.12, 0.2), cast.pick(_SKIN))
         place = (start + float(rng.uniform(2, length - 1)), -float(rng.uniform(inner + 1, outer - 0.5)))
-        found.append(Agent(start=place, heading=float(rng.uniform(0, 6)), **who))
+        found.append(Agent("adult", place, float(rng.uniform(0, 6)), colours=vest))
     return found
 
 
@@ -285,10 +285,8 @@ def _cyclist(cast: Casting, road: Array, vertical: bool, along: float, group: in
 
 def _cyclists(cast: Casting, ground: Ground) -> list[Agent]:
     found = [_cyclist(cast, ground.mains[1], False, float(place)) for place in cast.rng.uniform(-20, 70, 4)]
-    for road in ground.crosses:
-        if -30 < road[CENTRE] < 90 and cast.rng.random() < 0.5:
-            found.append(_cyclist(cast, road, True, float(cast.rng.uniform(-30, 30))))
-    return found
+    roads = [road for road in ground.crosses if -30 < road[CENTRE] < 90 and cast.rng.random() < 0.5]
+    return found + [_cyclist(cast, road, True, float(cast.rng.uniform(-30, 30))) for road in roads]
 
 
 def _parked(cast: Casting, ground: Ground) -> list[Agent]:
@@ -322,7 +320,6 @@ def _kerbside(cast: Casting, road: Array, side: int, vertical: bool, others: Flo
             lane = Lane(vertical, road[CENTRE], across, -side if not vertical else side)
             found.append(Agent(kind, lane.at(along), lane.heading, colours=cast.vehicle(kind)))
         along += float(rng.uniform(5.6, 7.2))
-    # A driveway must stay open; the lots know where.
     return found
 
 
@@ -341,7 +338,7 @@ def _crossers(cast: Casting, ground: Ground, count: int) -> list[Agent]:
         sign, pace = int(rng.choice([-1, 1])), float(rng.uniform(1.1, 1.7))
         start = one[CENTRE] - sign * float(rng.uniform(-0.3, 1.0)) * (one[HALF] + 1.0)
         lane = Lane(over_main, place, 0.0, sign)
-        found.append(Agent(start=lane.at(float(start)), heading=lane.heading, speed=pace, **cast.person()))
+        found.append(cast.person(lane.at(float(start)), lane.heading, pace))
     return found
 
 
@@ -357,17 +354,18 @@ def _people(cast: Casting, ground: Ground) -> list[Agent]:
         lane = Lane(vertical, road[CENTRE], side * out, sign)
         if rng.random() < 0.68:
             pace = float(rng.uniform(0.8, 1.7))
-            found.append(Agent(start=lane.at(along), heading=lane.heading, speed=pace, **cast.person()))
+            found.append(cast.person(lane.at(along), lane.heading, pace))
         else:
             for _ in range(int(rng.integers(1, 4))):
                 x, y = lane.at(along)
                 place = (x + float(rng.uniform(-0.8, 0.8)), y + float(rng.uniform(-0.8, 0.8)))
-                found.append(Agent(start=place, heading=float(rng.uniform(0, 2 * pi)), **cast.person()))
+                found.append(cast.person(place, float(rng.uniform(0, 2 * pi))))
     for _ in range(int(rng.integers(2, 6))):
         side = int(rng.choice([-1, 1]))
         road = ground.mains[1]
         across = side * (road[HALF] + road[VERGE] + road[WALK] - 0.45)
         kind = "bicycle_parked"
-        found.append(Agent(kind, (float(rng.uniform(-20, 60)), across), float(rng.choice([0, pi]) + rng.uniform(-0.2, 0.2)),
+        heading = float(rng.choice([0, pi]) + rng.uniform(-0.2, 0.2))
+        found.append(Agent(kind, (float(rng.uniform(-20, 60)), across), heading,
                            colours=cast.vehicle(kind)))  # fmt: skip
     return found

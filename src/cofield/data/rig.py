@@ -147,7 +147,8 @@ def _four() -> tuple[Mount, ...]:
 
 def _six() -> tuple[Mount, ...]:
     places = (
-        ("CAM_FRONT", 0.0, (1.7, 0.0)), ("CAM_FRONT_RIGHT", -55.0, (1.5, -0.5)), ("CAM_BACK_RIGHT", -110.0, (1.0, -0.5)),
+        ("CAM_FRONT", 0.0, (1.7, 0.0)), ("CAM_FRONT_RIGHT", -55.0, (1.5, -0.5)),
+        ("CAM_BACK_RIGHT", -110.0, (1.0, -0.5)),
         ("CAM_BACK", 180.0, (0.0, 0.0)), ("CAM_BACK_LEFT", 110.0, (1.0, 0.5)), ("CAM_FRONT_LEFT", 55.0, (1.5, 0.5)),
     )  # fmt: skip
     return tuple(

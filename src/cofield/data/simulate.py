@@ -133,7 +133,8 @@ class World:
             key = ("world", LAYOUT, self.preset, self.town, self.split, number)
             rng = np.random.default_rng(counted_seed(*key))
             stage = Stage(build(rng, theme=number % 5))
-            world_T_town = _upright(*rng.uniform(500, 2500, 2), 0.0, rng.uniform(-np.pi, np.pi))
+            east, north = rng.uniform(500, 2500, 2)
+            world_T_town = _upright(east, north, 0.0, rng.uniform(-np.pi, np.pi))
             self._built[number] = Scene(self._scene_names[number], key, stage, world_T_town)
             while len(self._built) > _KEPT:
                 self._built.popitem(last=False)
@@ -269,7 +270,8 @@ def _refuse_inside(scene: Scene, place: Array, name: str) -> None:
     within = (np.abs(along) < buildings[:, 2]) & (np.abs(across) < buildings[:, 3]) & (place[2] < buildings[:, 5])
     if within.any():
         raise ValueError(
-            f"camera {name!r} is inside a building of {scene.name}; move it, for instance higher than {buildings[within, 5].max():.0f} m"
+            f"camera {name!r} is inside a building of {scene.name}; "
+            f"move it, for instance higher than {buildings[within, 5].max():.0f} m"
         )
     if place[2] <= 0.15:
         raise ValueError(
@@ -291,7 +293,8 @@ def _paint(stage: Stage, origin: Array, direction: Array, hits: Hits, now: Insta
         start, way = shade.sun_rays(place[asked], flat[asked], light.sun, light.softness, seed)
         lit[asked] = ~stage.shadowed(start, way, now)
     linear = shade.colours(
-        direction, place, hits.distance, hits.code, hits.triangle, np.maximum(hits.mover, 0), hits.u, hits.v, shading, lit,
+        direction, place, hits.distance, hits.code, hits.triangle, np.maximum(hits.mover, 0), hits.u, hits.v,
+        shading, lit,
         (stage.mesh.uv, stage.mesh.material, stage.mesh.colour), stage.tints, light.packed, light.grass, angle,
     )  # fmt: skip
     image = shade.exposed(linear, light.exposure, 0.012, seed)
@@ -328,8 +331,8 @@ def _sweep(
         direction[keep], hits.triangle, _yaws(scene.stage, hits, now), hits.u, hits.v, mesh.normals, mesh.corners
     )
     intensity = shade.echoes(
-        direction[keep], hits.distance, hits.code, hits.triangle, np.maximum(hits.mover, 0), shading, mesh.material, mesh.colour,
-        scene.stage.tints,
+        direction[keep], hits.distance, hits.code, hits.triangle, np.maximum(hits.mover, 0), shading,
+        mesh.material, mesh.colour, scene.stage.tints,
     )  # fmt: skip
     distance = np.maximum(hits.distance + rig.noise * jitter[keep], 0.05)
     xyz = start + direction[keep].astype(np.float64) * distance[:, None]

@@ -5,7 +5,7 @@ then a wish list of agents of which those are kept that collide with nothing (`t
 The drive goes along the middle main road; plan coordinates (px, py) have it at py = 0, starting at px = 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from cofield.data import blocks, crowd
 from cofield.data.bodies import body
 from cofield.data.ground import CENTRE, HALF, LANE, LANES, MEDIAN, ROUNDING, Ground
-from cofield.data.shapes import Mesh, joined
+from cofield.data.shapes import Colour, Mesh, joined
 from cofield.data.traffic import Agent, Routes, compatible
 
 Array = np.ndarray
@@ -49,7 +49,7 @@ class Street:
     Args:
         still: all triangles that never move, with their label (LIDARSEG) and track per triangle.
         buildings: x, y, half length, half width, heading, height.
-        agents: everybody with a box; a track is a place in this list. `movers` are those that move.
+        agents: everybody with a box; a track is a place in this list. `movers` are those that are not in `still`.
     """
 
     ground: Ground
@@ -63,7 +63,6 @@ class Street:
     movers: Int[Array, "m"]
     moving: Routes
     drive: Routes
-    heights: Float[Array, "a"]
 
 
 def build(rng: np.random.Generator, theme: int) -> Street:
@@ -71,41 +70,42 @@ def build(rng: np.random.Generator, theme: int) -> Street:
     suburban = bool(rng.random() < 0.35)
     ground, plan = _ground(rng, theme, suburban)
     light = _light(rng)
-    drive = _drive(rng, ground, plan)
+    wanted = _drive(rng, ground, plan)
     lots, standing, placed = blocks.furnish(rng, ground, suburban, light.grass)
     ground = Ground(ground.bend, ground.mains, ground.crosses, lots, ground.yards)
-    wishes = [drive, *crowd.wishes(rng, ground, drive, plan.flows, theme)]
     solid = np.concatenate([placed.buildings[:, :5], standing])
-    keep = compatible(wishes, ground, solid)
-    if not keep or keep[0] != 0:
-        raise AssertionError("the drive itself runs into a building")
-    agents = tuple(wishes[i] for i in keep[1:])
+    # A turn may be too tight for the corner at hand; straight ahead is always free.
+    straight = replace(wanted, turns=())
+    drive = wanted if compatible([wanted], ground, solid) else straight
+    keep = compatible([drive, *(wishes := crowd.wishes(rng, ground, drive, plan.flows, theme))], ground, solid)
+    assert keep[0] == 0, "the road itself is blocked"
+    agents = tuple(wishes[i - 1] for i in keep[1:])
+    # People and cycles have many triangles and few rays: like what moves, they stay in meshes of their own.
+    fine = ("pedestrian", "bicycle", "motorcycle")
+    movers = [i for i, agent in enumerate(agents) if agent.moves or agent.group in fine]
     routes = Routes.of(list(agents), ground)
-    movers = np.array([i for i, agent in enumerate(agents) if agent.moves], np.int64)
+    still, label, track = _still(ground, placed, agents, routes, set(movers))
+    return Street(
+        ground, light, still, label, track, placed.buildings, agents, routes, np.array(movers, np.int64),
+        Routes.of([agents[i] for i in movers], ground), Routes.of([drive], ground),
+    )  # fmt: skip
+
+
+def _still(
+    ground: Ground, placed: blocks.Furniture, agents: tuple[Agent, ...], routes: Routes, movers: set[int]
+) -> tuple[Mesh, Int[Array, "t"], Int[Array, "t"]]:
+    """The triangles of everything but the movers, with the label and the track of each."""
+    parts, labels, tracks = list(placed.meshes), list(placed.labels), [-1] * len(placed.meshes)
     xy, yaw, _ = routes.at_times(np.zeros(1))
     heights = ground.heights(xy[:, 0])
-    parts, labels, tracks = (
-        list(placed.meshes),
-        [np.full(len(m), k) for m, k in zip(placed.meshes, placed.labels, strict=True)],
-        [],
-    )
-    tracks = [np.full(len(mesh), -1) for mesh in parts]
     for i, agent in enumerate(agents):
-        if agent.moves:
-            continue
-        kind = f"{agent.kind}_standing" if agent.walks else agent.kind
-        mesh = (
-            body(kind)
-            .tinted(*agent.colours)
-            .placed((*xy[i, 0].tolist(), float(heights[i])), float(yaw[i, 0]), agent.scale)
-        )
-        parts.append(mesh)
-        labels.append(np.full(len(mesh), crowd.LIDARSEG_OF[agent.label]))
-        tracks.append(np.full(len(mesh), i))
-    return Street(
-        ground, light, joined(parts), np.concatenate(labels), np.concatenate(tracks), placed.buildings,
-        agents, routes, movers, Routes.of([agents[i] for i in movers], ground), Routes.of([drive], ground), heights,
-    )  # fmt: skip
+        if i not in movers:
+            place = (*xy[i, 0].tolist(), float(heights[i]))
+            parts.append(body(agent.kind).tinted(*agent.colours).placed(place, float(yaw[i, 0]), agent.scale))
+            labels.append(int(crowd.LIDARSEG_OF[agent.label]))
+            tracks.append(i)
+    count = [len(part) for part in parts]
+    return joined(parts), np.repeat(labels, count), np.repeat(tracks, count)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ def _drive(rng: np.random.Generator, ground: Ground, plan: Plan) -> Agent:
     road, cross = ground.mains[1], ground.crosses[plan.junction]
     y = -(road[MEDIAN] + (plan.lane + 0.5) * road[LANE])
     stop = cross[CENTRE] - cross[HALF] - ROUNDING - 3.9 - 2.6
-    colours = ((0.2, 0.2, 0.2),) * 3
+    grey: Colour = (0.2, 0.2, 0.2)
+    colours = (grey, grey, grey)
     if not plan.flows:
         if stop > 20 or rng.random() < 0.3:
             # Brakes to a halt at the line, wherever that is reached.
@@ -165,7 +166,9 @@ def _drive(rng: np.random.Generator, ground: Ground, plan: Plan) -> Agent:
     return Agent("sedan", (0.0, float(y)), 0.0, speed, colours=colours)
 
 
-def _turn(rng: np.random.Generator, road: Array, cross: Array, y: float, colours: tuple) -> Agent:
+def _turn(
+    rng: np.random.Generator, road: Array, cross: Array, y: float, colours: tuple[Colour, Colour, Colour]
+) -> Agent:
     """Into the crossing road, left or (from the only lane) right."""
     left = road[LANES] > 1 or rng.random() < 0.5
     lane = cross[MEDIAN] + 0.5 * cross[LANE]
@@ -197,7 +200,9 @@ def _light(rng: np.random.Generator) -> Light:
     season = rng.integers(4)
     grass = np.array([[0.1, 0.21, 0.035], [0.075, 0.15, 0.03], [0.16, 0.15, 0.05], [0.17, 0.16, 0.09]])[season]
     return Light(
-        sun, colour * power, zenith, horizon, 0.25 if overcast else 0.004, float(rng.uniform(0, 1)) if not overcast else 1.0,
+        sun, colour * power, zenith, horizon, 0.25 if overcast else 0.004,
+        1.0 if overcast else float(rng.uniform(0, 1)),
         float(rng.uniform(350, 900)) if rng.random() < 0.8 else float(rng.uniform(110, 200)),
-        float(rng.uniform(0.85, 1.2)) * (1.25 if overcast else 0.8), grass * rng.uniform(0.85, 1.15), int(rng.integers(1 << 30)),
+        float(rng.uniform(0.85, 1.2)) * (1.25 if overcast else 0.8), grass * rng.uniform(0.85, 1.15),
+        int(rng.integers(1 << 30)),
     )  # fmt: skip

@@ -110,10 +110,12 @@ def _house(width: float, depth: float, floors: int, near: bool, rng: np.random.G
         ],
         [[x + reach, y + reach, eaves], [-x - reach, y + reach, eaves], [-x - reach, 0, ridge], [x + reach, 0, ridge]],
     ]
-    upper = np.array(roof) + [0, 0, 0.12]
-    parts = [walls, *gables, quads(upper, TILES, tiles), quads(np.array(roof)[:, ::-1], PLAIN, LIGHT)]
-    for face in upper if near else ():
-        parts.append(quads(np.stack([face[0] - [0, 0, 0.12], face[1] - [0, 0, 0.12], face[1], face[0]]), PLAIN, LIGHT))
+    below = np.array(roof)
+    upper = below + np.array([0, 0, 0.12])
+    parts = [walls, *gables, quads(upper, TILES, tiles), quads(below[:, ::-1], PLAIN, LIGHT)]
+    if near:
+        edges = np.stack([below[:, 0], below[:, 1], upper[:, 1], upper[:, 0]], 1)
+        parts.append(quads(edges, PLAIN, LIGHT))
     chimney = rng.uniform(-0.5, 0.5) * x
     parts.append(block((chimney - 0.35, chimney + 0.35), (0.2, 0.9), (height, ridge + 0.8), BRICK, (0.3, 0.13, 0.09)))
     if near and rng.random() < 0.6:

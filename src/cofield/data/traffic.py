@@ -81,6 +81,8 @@ class Agent:
         """The body at a time: a walker's legs swing with the distance covered."""
         if not self.walks:
             return self.kind
+        if not self.moves:
+            return f"{self.kind}_standing"
         cycle = time * max(self.speed, 0.3) / (0.8 * self.scale) + self.start[0] * 0.37
         return f"{self.kind}_{_STEPS[int(cycle * 2) % 4]}"
 
@@ -99,7 +101,7 @@ class Agent:
 
 @dataclass(frozen=True)
 class Routes:
-    """Many routes side by side: leg k of route a starts `at[a, k]` metres along, at `pose[a, k]`, with `bends[a, k]`."""
+    """Many routes side by side: leg k of route a starts at[a, k] metres along, at pose[a, k], with bends[a, k]."""
 
     ground: Ground = field(repr=False)
     at: Float[Array, "a k"]

@@ -122,21 +122,20 @@ def tiles(
     """Pictures side by side with their captions, each scaled to `width` (the first one's if not given)."""
     if not pictures:
         raise ValueError("tiles need at least one picture")
-    width = width or pictures[0][1].shape[1]
-    bar = 14
+    wide, bar = width or int(pictures[0][1].shape[1]), 14
     cells = []
     for caption, shown in pictures:
-        height = max(1, round(shown.shape[0] * width / shown.shape[1]))
-        smooth = Image.Resampling.NEAREST if width > shown.shape[1] else Image.Resampling.BOX
-        cell = Image.new("RGB", (width, height + bar), (25, 25, 30))
-        cell.paste(Image.fromarray(shown).resize((width, height), smooth), (0, bar))
+        height = max(1, round(shown.shape[0] * wide / shown.shape[1]))
+        smooth = Image.Resampling.NEAREST if wide > shown.shape[1] else Image.Resampling.BOX
+        cell = Image.new("RGB", (wide, height + bar), (25, 25, 30))
+        cell.paste(Image.fromarray(shown).resize((wide, height), smooth), (0, bar))
         ImageDraw.Draw(cell).text((3, 1), caption, fill=(235, 235, 235))
         cells.append(np.asarray(cell))
     rows = []
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
         height = max(cell.shape[0] for cell in row)
-        blank = [np.zeros((height, width, 3), np.uint8)] * (columns - len(row) if len(cells) > columns else 0)
+        blank = [np.zeros((height, wide, 3), np.uint8)] * (columns - len(row) if len(cells) > columns else 0)
         rows.append(np.concatenate([_padded(cell, height) for cell in row] + blank, 1))
     return np.concatenate(rows)
 
