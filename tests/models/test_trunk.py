@@ -149,8 +149,8 @@ def test_turning_the_world_and_the_cameras_turns_the_lifted_volume() -> None:
         cam_T_ego=still.cam_T_ego @ inverse(a_T_b),
         points=replace(still.points, xyz_ego=transform(a_T_b, still.points.xyz_ego)),
     )
-    one: Volume = model(features, still)
-    two: Volume = model(features, turned)
+    one: Volume = model(features, still, still.valid)
+    two: Volume = model(features, turned, turned.valid)
     expected = torch.rot90(one.features, 1, (-1, -2))
     torch.testing.assert_close(two.features, expected, atol=1e-4, rtol=0)
     occupied = (one.features != 0).any(1)

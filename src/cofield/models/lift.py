@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cofield.frame import Batch
@@ -34,7 +35,8 @@ class Lift(nn.Module):
 
     A voxel holds the mean of the features that fall into it, and how much fell (ours; the released code keeps the
     sum). Near the car hundreds of pixels share a voxel, and far away one pixel fills many: a mean is the same feature
-    at every distance, a sum is not.
+    at every distance, a sum is not. Beside what is learned it holds the mean visible colour (ours), so that the field
+    need not learn to carry colour through encoder and lift before it can paint.
 
     Args:
         stride: image pixels per feature pixel.
@@ -42,7 +44,7 @@ class Lift(nn.Module):
 
     def __init__(self, camera_width: int, stride: int, grid: Grid, width: int, bins: DepthBins) -> None:
         super().__init__()
-        self.grid, self.bins, self.stride = grid, bins, stride
+        self.grid, self.bins, self.stride, self.width = grid, bins, stride, width
         self.depth = Layers(
             nn.Conv2d(2, 16, 5, stride=stride // 2, padding=2),
             nn.ReLU(),
@@ -53,11 +55,17 @@ class Lift(nn.Module):
             nn.Conv2d(camera_width + 32, camera_width, 3, padding=1),
             Residual(camera_width),
             nn.ReLU(),
-            nn.Conv2d(camera_width, bins.count + width - 1, 1),
+            nn.Conv2d(camera_width, bins.count + width - 5, 1),
         )
 
-    def forward(self, features: Float[Tensor, "b n c h w"], batch: Batch) -> Volume:
-        """The lifted features of a batch that holds only what may be seen."""
+    def forward(
+        self, features: Float[Tensor, "b n c h w"], batch: Batch, visible: Bool[Tensor, "b n height width"]
+    ) -> Volume:
+        """The lifted features of a batch that holds only what may be seen.
+
+        Args:
+            visible: the pixels whose colour may be seen.
+        """
         height, width = features.shape[-2:]
         hints = self.depth(self.depth_image(batch).flatten(0, 1))
         out = self.head(torch.cat([features.flatten(0, 1), hints.to(features.dtype)], 1)).float()
@@ -65,12 +73,19 @@ class Lift(nn.Module):
         content = out[:, self.bins.count :].permute(0, 2, 3, 1).flatten(0, 2)
         depth, rows, columns = self.grid.shape
         cells = len(batch) * depth * rows * columns
-        # The last column counts how much of any pixel fell into a voxel.
-        content = torch.cat([content, torch.ones_like(content[:, :1])], 1)
+        # The last columns count how much of any pixel, and of any visible one, fell into a voxel.
+        content = torch.cat([content, torch.ones_like(content[:, :1]), self._colours(batch, visible)], 1)
         total = splat(share, content, self.places(batch, height, width), cells)
-        mass = total[:, -1:]
-        volume = torch.cat([total[:, :-1] / (mass + FAINT), mass / (mass + 1)], 1)
+        learned, mass, colour, seen = total.split([self.width - 5, 1, 3, 1], 1)
+        volume = torch.cat([learned / (mass + FAINT), mass / (mass + 1), colour / (seen + FAINT), seen / (seen + 1)], 1)
         return Volume(volume.view(len(batch), depth, rows, columns, -1).permute(0, 4, 1, 2, 3), self.grid)
+
+    def _colours(self, batch: Batch, visible: Bool[Tensor, "b n height width"]) -> Float[Tensor, "p 4"]:
+        """The sum of the visible colours around each feature pixel, about grey, and the share that is visible."""
+        known = visible.flatten(0, 1)[:, None].to(batch.images.dtype)
+        grey = (batch.images.flatten(0, 1) - 0.5) * known
+        pooled = F.avg_pool2d(torch.cat([grey, known], 1), self.stride)
+        return pooled.permute(0, 2, 3, 1).flatten(0, 2)
 
     def depth_image(self, batch: Batch) -> Float[Tensor, "b n 2 h w"]:
         """Depth (as a share of the last bin's) of the nearest point in each pixel, and whether there is one."""

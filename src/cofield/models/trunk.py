@@ -24,7 +24,8 @@ class CameraBranch(nn.Module):
         pixels = None if hidden is None else hidden.pixels(*seen.images.shape[-2:])
         images = self.token(seen.images, pixels)
         features: Float[Tensor, "n c h w"] = self.encoder(images.flatten(0, 1))
-        return self.lift(features.unflatten(0, images.shape[:2]), seen)
+        visible = seen.valid if pixels is None else seen.valid & ~pixels
+        return self.lift(features.unflatten(0, images.shape[:2]), seen, visible)
 
 
 class Trunk(nn.Module):
