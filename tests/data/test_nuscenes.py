@@ -1,3 +1,4 @@
+import contextlib
 import json
 import pickle
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cofield.classes import ATTRIBUTES, DETECTION, LIDARSEG, MAP_LAYERS, UNKNOWN
 from cofield.data.export import export
@@ -18,7 +21,7 @@ from cofield.data.files import read_points
 from cofield.data.nuscenes import CAMERAS, VAL_RUNS, NuScenes, scenes_of_split
 from cofield.data.nuscenes_index import DETECTION_NAMES, LIDARSEG_NAMES, open_tables
 from cofield.data.simulate import World
-from cofield.data.tables import records, token_pairs
+from cofield.data.tables import Table, token_pairs
 from cofield.frame import Boxes
 from cofield.geometry import project, rotation_from_quaternion, transform
 
@@ -276,15 +279,57 @@ def test_a_read_only_folder_is_indexed_in_the_cache(broken, tmp_path, monkeypatc
         NuScenes(broken, "all", MINI)
 
 
-@pytest.mark.parametrize("size", [7, 100, 1 << 22])
-def test_records_are_read_in_slices_of_any_size(tmp_path, monkeypatch, size):
+@pytest.mark.parametrize("size", [7, 100, 1 << 23])
+def test_tables_are_read_in_slices_of_any_size(tmp_path, monkeypatch, size):
     monkeypatch.setattr("cofield.data.tables._SLICE", size)
-    rows = [{"token": f"{i:032x}", "text": "a } b, {", "list": [[1, 2.5], [3, 4]], "none": None} for i in range(20)]
+    rows = [
+        {"token": f"{i:032x}", "other": {"token": 3}, "text": "a } b, {é", "list": [[1, 2.5], [3, 4]], "none": None,
+         "three": [i, -0.25 * i, 1.5e-3], "many": [f"{i:032X}"] if i % 2 else [], "time": 1532402927647951 + i,
+         "key": i % 3 == 0, "quote": 'a "b" \\ c'}
+        for i in range(20)
+    ]  # fmt: skip
+    kinds = {"time": "int", "token": "token", "text": "text", "list": "list", "three": "3", "many": "token"}
+    kinds |= {"key": "bool", "quote": "text"}
     for indent in (None, 0, 2):
-        (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent))
-        assert [row for part in records(tmp_path / "a.json") for row in part] == rows
+        (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent, ensure_ascii=False))
+        table = Table(tmp_path, "a", kinds)
+        assert table["time"].tolist() == [row["time"] for row in rows]
+        assert table["list"] == [row["list"] for row in rows]
+        assert table["three"].tolist() == [row["three"] for row in rows]
+        assert table["key"].tolist() == [row["key"] for row in rows]
+        assert (table["token"] == token_pairs([row["token"] for row in rows])).all()
+        assert (table["many"] == token_pairs([(row["many"] or [""])[0] for row in rows])).all()
+        for name in ("text", "quote"):
+            assert table[name].bytes.tobytes().decode() == "".join(row[name] for row in rows)
+            assert table[name].lengths.tolist() == [len(row[name].encode()) for row in rows]
     (tmp_path / "a.json").write_text("[]\n")
-    assert [row for part in records(tmp_path / "a.json") for row in part] == []
+    assert len(Table(tmp_path, "a", kinds)["token"]) == 0
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60), min_size=1))
+@settings(max_examples=200, deadline=None)
+def test_numbers_are_read_to_the_last_place(tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("numbers")
+    (folder / "a.json").write_text(json.dumps([{"x": [value]} for value in values]))
+    read = Table(folder, "a", {"x": "1"})["x"][:, 0]
+    assert read.tolist() == pytest.approx(values, rel=5e-15, abs=0)
+
+
+@given(st.floats(-1e5, 1e5).map(lambda value: round(value, 9)))
+@settings(max_examples=200, deadline=None)
+def test_numbers_with_up_to_fifteen_digits_are_read_exactly(tmp_path_factory, value):
+    folder = tmp_path_factory.mktemp("numbers")
+    (folder / "a.json").write_text(json.dumps([{"x": value}]))
+    assert Table(folder, "a", {"x": "1"})["x"][0, 0] == value
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_what_is_no_table_is_refused_and_never_crashes(tmp_path_factory, junk):
+    folder = tmp_path_factory.mktemp("junk")
+    (folder / "a.json").write_bytes(b'[{"token": "' + b"0" * 32 + b'"}, ' + junk)
+    with contextlib.suppress(ValueError):
+        assert len(Table(folder, "a", {"token": "token"})["token"]) >= 1
 
 
 def test_tokens_of_any_form_are_told_apart():

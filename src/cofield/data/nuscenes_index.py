@@ -187,7 +187,7 @@ def _boxes(folder: Path, sample: Table, place: np.ndarray, category: Table) -> d
         "token": "token",
         "sample_token": "token",
         "instance_token": "token",
-        "attribute_tokens": "tokens",
+        "attribute_tokens": "token",
         "visibility_token": "token",
         "prev": "token",
         "next": "token",

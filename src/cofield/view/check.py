@@ -153,7 +153,7 @@ def _check_points(frame: Frame) -> list[Finding]:
 
 def _check_labels(frame: Frame, classes: Classes | None) -> list[Finding]:
     labels = frame.points.labels
-    if classes is None or labels is None:
+    if classes is None or labels is None or not len(labels):
         return []
     if int(labels.min()) < UNKNOWN or int(labels.max()) >= len(classes):
         return [
