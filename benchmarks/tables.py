@@ -42,9 +42,8 @@ def main() -> None:
         command = [sys.executable, __file__, "--open", str(folder)]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         rows.append({"op": "tables", "case": case, "share": given.share, **found, "goal": f"{seconds} s, {gib} GiB"})
-        print(
-            f"{case:6}  {found['seconds']:6.2f} s ({found['cpu_seconds']:.2f} of CPU)  {found['gib']:5.2f} GiB   goal {seconds} s, {gib} GiB"
-        )
+        took = f"{found['seconds']:6.2f} s ({found['cpu_seconds']:.2f} of CPU)"
+        print(f"{case:6}  {took}  {found['gib']:5.2f} GiB   goal {seconds} s, {gib} GiB")
     if given.out:
         given.out.write_text(json.dumps(rows, indent=1))
     if not given.folder:
