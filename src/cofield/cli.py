@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -83,8 +84,6 @@ def pretrain(arguments: list[str]) -> int:
 
 def finetune(arguments: list[str]) -> int:
     """Train a head, and the trunk under it, from labels. The same command again resumes it."""
-    from dataclasses import replace
-
     from cofield.train.config import Finetuning
     from cofield.train.recipes import RECIPES, recipe_for
     from cofield.train.run import finetune as train
@@ -202,6 +201,58 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def demo(arguments: list[str]) -> int:
+    """Show the whole story in minutes: learn from a synthetic town without labels, then need fewer of them."""
+    from cofield.view.demo import run_demo
+
+    def options(out: Path = Path("out/demo"), steps: int = 400, tuning_steps: int = 150) -> tuple[Path, int, int]:
+        """Run the demonstration. The same command again resumes it.
+
+        Args:
+            out: the folder for the runs and the report.
+            steps: of pre-training.
+            tuning_steps: of each fine-tuning.
+        """
+        return out, steps, tuning_steps
+
+    return 0 if run_demo(*_parse(options, demo, arguments)) else 130
+
+
+def sweep(arguments: list[str]) -> int:
+    """Run label fraction × seed × initialisation, a file per cell; several at once share the work."""
+    from cofield.train.config import Finetuning
+    from cofield.train.recipes import recipe_for
+    from cofield.train.sweep import Sweep, run_sweep
+
+    scratch = Sweep(inits=("scratch",))
+
+    def options(
+        name: Word,
+        recipe: str = "map:world:small",
+        source: str | None = None,
+        plan: Annotated[Sweep, tyro.conf.arg(name="")] = scratch,
+        results: Path = Path("results"),
+        runs: Path = Path("runs"),
+    ) -> tuple[Finetuning, Sweep, Path, Path]:
+        """Sweep.
+
+        Args:
+            name: of the experiment: its cells are results/NAME/CELL.json.
+            recipe: what is fine-tuned.
+            source: frames, in place of the recipe's.
+            plan: what is varied.
+            results: the folder of all results.
+            runs: the folder of the runs behind them.
+        """
+        base = recipe_for(recipe, Finetuning)
+        base = replace(base, data=replace(base.data, source=source or base.data.source))
+        return base, plan, results / name, runs / name
+
+    left = run_sweep(*_parse(options, sweep, arguments))
+    print("all cells are done" if not left else f"{len(left)} cells are left, or with another process")
+    return 0
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "doctor": doctor,
     "recipes": recipes,
@@ -210,6 +261,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "render": render,
     "evaluate": evaluate,
     "report": report,
+    "sweep": sweep,
+    "demo": demo,
 }
 
 

@@ -45,8 +45,14 @@ MEANING = {
 }
 
 
-def report_run(folder: Path, out: Path, frames: int = 2) -> None:
-    """Write the report of a pre-training run."""
+def report_run(
+    folder: Path, out: Path, frames: int = 2, comparison: list[tuple[str, float, float]] | None = None
+) -> None:
+    """Write the report of a pre-training run.
+
+    Args:
+        comparison: names with a value from scratch and one from this run's trunk, to be shown first.
+    """
     config, task = open_run(folder)
     source = open_source(config.data.source, config.data.root, "val")
     indices = spread(len(source), frames)
@@ -68,6 +74,7 @@ def report_run(folder: Path, out: Path, frames: int = 2) -> None:
     page = [
         f"<h1>Pre-training on {html.escape(config.data.source)}</h1>",
         f"<p>What a field learned from {config.optim.steps} steps without a label paints of frames it never saw.</p>",
+        *transfer(comparison or []),
         "<h2>Held-out frames</h2>",
         f"<p>Measured on the {len(indices)} frames shown here, every ray of them.</p>",
         table(("what", "value"), rows),
@@ -81,6 +88,14 @@ def report_run(folder: Path, out: Path, frames: int = 2) -> None:
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(document(f"Cofield: {config.data.source}", page), encoding="utf-8")
+
+
+def transfer(comparison: list[tuple[str, float, float]]) -> list[str]:
+    """What the trunk was worth to a task with few labels."""
+    if not comparison:
+        return []
+    rows = [(name.replace("_", " "), f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}") for name, a, b in comparison]
+    return ["<h2>Transfer: IoU with few labels</h2>", table(("layer", "scratch", "pre-trained", "difference"), rows)]
 
 
 def document(title: str, parts: Iterable[str]) -> str:

@@ -1,0 +1,91 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cofield.classes import DETECTION
+from cofield.draw import generator
+from cofield.frame import Boxes, Maps, collate
+from cofield.grid import CylinderGrid, Volume
+from cofield.models.mapseg import LAYERS, MapHead, footprint
+from cofield.train.build import seeded
+from streets import GRID, frame
+
+
+def head(finer: int = 2, gamma: float = 2.0) -> MapHead:
+    with seeded("head"):
+        return MapHead(8, GRID, width=16, finer=finer, gamma=gamma)
+
+
+def box(x: float, y: float, yaw: float, label: str) -> Boxes:
+    return Boxes(
+        centre=torch.tensor([[x, y, 5.0]]),
+        size=torch.tensor([[4.0, 2.0, 1.5]]),
+        yaw=torch.tensor([yaw]),
+        velocity=torch.zeros(1, 2),
+        label=torch.tensor([DETECTION.index(label)]),
+    )
+
+
+def test_the_head_sees_the_volume_on_a_finer_raster() -> None:
+    volume = Volume(torch.randn(2, 8, *GRID.shape, generator=generator("v")), GRID)
+    model = head()
+    assert model(volume).shape == (2, len(LAYERS), 32, 48)
+    assert model.grid.upper[:2] == GRID.upper[:2]
+    probability = model.decode(model(volume))
+    assert ((probability > 0) & (probability < 1)).all()
+
+
+def test_a_footprint_covers_the_area_of_its_box_wherever_it_floats() -> None:
+    grid = head(finer=8).grid
+    for yaw in (0.0, 0.5, math.pi / 2):
+        vehicle, pedestrian = footprint(box(1.0, 2.0, yaw, "bus"), grid)
+        cell = grid.cell[0] * grid.cell[1]
+        assert float(vehicle.sum()) * cell == pytest.approx(8.0, rel=0.03)
+        assert not pedestrian.any()
+    vehicle, pedestrian = footprint(box(1.0, 2.0, 0.0, "pedestrian"), grid)
+    assert pedestrian.any()
+    assert not vehicle.any()
+    # A cone is neither, and no boxes cover nothing.
+    assert not footprint(box(0.0, 0.0, 0.0, "traffic_cone"), grid).any()
+    assert not footprint(Boxes.empty(), grid).any()
+
+
+def test_targets_are_the_maps_and_the_footprints() -> None:
+    model = head()
+    layers = torch.rand(6, 32, 48, generator=generator("maps")) < 0.5
+    some = replace(frame("a"), maps=Maps(layers, model.grid), boxes=box(3.0, -2.0, 0.2, "car"))
+    truth = model.encode(collate([some, some]))
+    assert truth.shape == (2, 8, 32, 48)
+    assert torch.equal(truth[1, :6], layers)
+    assert truth[0, LAYERS.index("vehicle")].any()
+
+
+def test_frames_without_maps_or_on_another_raster_are_refused() -> None:
+    model = head()
+    with pytest.raises(ValueError, match="needs frames with maps and boxes"):
+        model.encode(collate([frame("a")]))
+    coarse = replace(frame("a"), maps=Maps(torch.zeros(6, 4, 4, dtype=torch.bool), GRID))
+    with pytest.raises(ValueError, match=r"maps are \[4, 4\] cells, the head's \[32, 48\]"):
+        model.encode(collate([coarse]))
+    with pytest.raises(ValueError, match="a cylindrical trunk has none"):
+        MapHead(8, CylinderGrid((0.0, -math.pi, 0.0), (1.0, math.pi / 4, 1.0), (4, 8, 2)))
+
+
+def test_the_focal_loss_is_the_cross_entropy_at_gamma_zero_and_less_otherwise() -> None:
+    logits = torch.randn(2, 8, 4, 6, generator=generator("l"))
+    truth = torch.rand(2, 8, 4, 6, generator=generator("t")) < 0.5
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth.float())
+    torch.testing.assert_close(head(gamma=0.0).loss(logits, truth), plain * 8)
+    assert head().loss(logits, truth) < plain * 8
+    right = torch.where(truth, 20.0, -20.0)
+    assert head().loss(right, truth) < 1e-6
+
+
+def test_every_weight_of_the_head_has_a_gradient() -> None:
+    model = head()
+    volume = Volume(torch.randn(2, 8, *GRID.shape, generator=generator("v")), GRID)
+    truth = torch.rand(2, 8, 32, 48, generator=generator("t")) < 0.5
+    model.loss(model(volume), truth).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())

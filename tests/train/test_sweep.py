@@ -1,0 +1,156 @@
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cofield.frame import Frame, Maps
+from cofield.models.mapseg import MapHead
+from cofield.train import run, sweep
+from cofield.train.build import seeded
+from cofield.train.config import Data, Finetuning, Head, Labels, Optim, Start
+from cofield.train.results import interval, paired_difference, read_results, write_results
+from cofield.train.run import finetune, open_finetuned, open_run, pretrain
+from cofield.train.sweep import Cell, Sweep, cells, claimed, run_sweep
+from streets import GRID, Hand, config, frame
+
+
+class Mapped(Hand):
+    """Hand-made frames with a map."""
+
+    def __getitem__(self, index: int) -> Frame:
+        with seeded("raster"):
+            grid = MapHead(8, GRID, width=8).grid
+        layers = torch.zeros(6, *grid.shape[1:], dtype=torch.bool)
+        layers[:, :, : 10 + index] = True
+        return replace(frame(f"frame {index}"), maps=Maps(layers, grid))
+
+
+def tuning(**groups: object) -> Finetuning:
+    base = config()
+    parts = {
+        "data": Data(source="hand", batch=2, workers=0, validation=3),
+        "model": base.model,
+        "head": Head(width=8),
+        "optim": Optim(steps=4, rate=1e-3, precision="32", save_every=2, validate_every=4),
+        "labels": Labels(fraction=0.5),
+    }
+    return Finetuning(grid=GRID, **parts | groups)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    base = config()
+    pretrain(replace(base, optim=replace(base.optim, steps=2)), folder, Hand(), Hand(2))
+    return folder
+
+
+def test_fine_tuning_starts_from_the_trunk_and_writes_what_it_did(tmp_path: Path, pretrained: Path) -> None:
+    scores = finetune(tuning(start=Start(str(pretrained))), tmp_path / "run", Mapped(6), Mapped(3))
+    assert scores is not None
+    assert 0 <= scores["miou"] <= 1
+    assert json.loads((tmp_path / "run" / "scores.json").read_text()) == scores
+    assert len(json.loads((tmp_path / "run" / "labels.json").read_text())["frames"]) == 3
+    assert "0 missing, 0 unexpected, 0 mismatched" in (tmp_path / "run" / "loading.txt").read_text()
+    assert finetune(tuning(start=Start(str(pretrained))), tmp_path / "run") == scores, "finished runs are left alone"
+    _, task = open_finetuned(tmp_path / "run")
+    assert task.trunk.grid == GRID
+    with pytest.raises(ValueError, match="needs a pre-training one"):
+        open_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="makes a fine-tuned one"):
+        open_finetuned(pretrained)
+
+
+def test_the_trunk_makes_a_difference_from_the_first_step_and_the_seed_pairs_the_rest(
+    tmp_path: Path, pretrained: Path
+) -> None:
+    fresh, warm = run.build_finetuning(tuning()), run.build_finetuning(tuning(start=Start(str(pretrained))))
+    run.start_trunk(warm.trunk, tuning(start=Start(str(pretrained))))
+    heads = zip(fresh.head.state_dict().values(), warm.head.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in heads)
+    trunks = zip(fresh.trunk.state_dict().values(), warm.trunk.state_dict().values(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in trunks)
+    with pytest.raises(ValueError, match="there is no trunk at"):
+        run.start_trunk(warm.trunk, tuning(start=Start(str(tmp_path))))
+
+
+def test_a_sweep_is_every_combination_once() -> None:
+    plan = Sweep((0.5, 1.0), seeds=2, inits=("scratch", "pretrained", "scratch-equal-compute"), trunks=("a", "runs/b"))
+    every = cells(plan, steps=10)
+    assert len(every) == len({cell.name for cell in every}) == 2 * 2 * (1 + 2 + 1)
+    assert {cell.steps for cell in every if cell.init == "scratch-equal-compute"} == {plan.equal_steps}
+    assert every[0] == Cell(0.5, "frames", 0, "scratch", None, 10)
+    assert "pretrained-from-b-0.5-frames-seed1" in {cell.name for cell in every}
+    with pytest.raises(ValueError, match="--trunks names"):
+        Sweep(inits=("pretrained",))
+
+
+def test_a_sweep_writes_a_file_per_cell_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def pretend(config: Finetuning, folder: Path) -> dict[str, float] | None:
+        if len(done) == 2:
+            return None
+        done.append(config)
+        return {"miou": 0.1 * len(done), "vehicle": 0.5}
+
+    monkeypatch.setattr(sweep, "finetune", pretend)
+    plan = Sweep((0.5,), seeds=3, inits=("scratch",))
+    left = run_sweep(tuning(), plan, tmp_path / "results", tmp_path / "runs")
+    assert [cell.seed for cell in left] == [2]
+    done.clear()
+    assert run_sweep(tuning(), plan, tmp_path / "results", tmp_path / "runs") == []
+    assert [each.optim.seed for each in done] == [2]
+    assert done[0].labels.seed == 2
+    rows = read_results(tmp_path / "results")
+    assert [row["value"] for row in rows if row["metric"] == "miou"] == [0.1, 0.2, 0.1]
+    assert {"task", "source", "fraction", "split", "init", "seed", "metric", "value"} <= set(rows[0])
+    assert not list((tmp_path / "results").glob(".*"))
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it_and_one_of_a_dead_process_is_not(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with claimed(lock) as first:
+        assert first
+        with claimed(lock) as second:
+            assert not second
+        assert lock.exists()
+    assert not lock.exists()
+    gone = 2**22 + 12345  # beyond the largest process number
+    lock.write_text(f"{os.uname().nodename} {gone}")
+    with claimed(lock) as third:
+        assert third
+
+
+def test_an_interval_is_students() -> None:
+    known = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert known.mean == 3.0
+    assert known.high - known.mean == pytest.approx(2.776 * 1.5811 / 5**0.5, rel=1e-3)
+    assert str(interval([0.5])) == "0.500"
+    with pytest.raises(ValueError, match="at least one value"):
+        interval([])
+
+
+def test_a_paired_difference_cancels_what_seeds_have_in_common() -> None:
+    there = [{"seed": s, "value": v} for s, v in enumerate((0.1, 0.5, 0.9))]
+    here = [{"seed": s, "value": v + 0.1} for s, v in enumerate((0.1, 0.5, 0.9))]
+    both = paired_difference(here, there, key=lambda row: row["seed"])
+    assert both.mean == pytest.approx(0.1)
+    assert both.high - both.low < 1e-6
+    with pytest.raises(ValueError, match="no seed in common"):
+        paired_difference(here[:1], there[1:], key=lambda row: row["seed"])
+
+
+def test_results_say_where_they_come_from_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    write_results(tmp_path / "one.json", [{"metric": "miou", "value": 0.5}], 1.25, "cofield sweep")
+    content = json.loads((tmp_path / "one.json").read_text())
+    assert content["command"] == "cofield sweep"
+    assert set(content) == {"command", "commit", "machine", "seconds", "rows"}
+    (tmp_path / "two.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"two.json holds no results"):
+        read_results(tmp_path)
