@@ -185,16 +185,20 @@ class NuScenes:
         files = self._sweeps(key)
         ego_T_lidar = (ego_T_world @ self._world_T_ego(files) @ self._ego_T_sensor(files)).float()
         age = (self.tables["file.timestamp"][key] - self.tables["file.timestamp"][files]) * 1e-6
-        tables = [torch.from_numpy(read_points(self._path(file), 5)) for file in files]
-        tables[1:] = [table[(table[:, :2].abs() >= self.close).any(1)] for table in tables[1:]]
-        counts = torch.tensor([len(table) for table in tables])
+        tables = [read_points(self._path(file), 5) for file in files]
+        tables[1:] = [_away(table, self.close) for table in tables[1:]]
+        counts = [len(table) for table in tables]
+        rows = torch.from_numpy(np.concatenate(tables))
+        xyz_ego = torch.empty(len(rows), 3)
+        for placed, lidar, T in zip(xyz_ego.split(counts), rows[:, :3].split(counts), ego_T_lidar, strict=True):
+            torch.addmm(T[:3, 3], lidar, T[:3, :3].mT, out=placed)
         labels, instances = self._labels(sample, len(tables[0]))
-        later = int(counts[1:].sum())
+        later = len(rows) - len(tables[0])
         points = Points(
-            xyz_ego=torch.cat([transform(T, table[:, :3]) for T, table in zip(ego_T_lidar, tables, strict=True)]),
-            intensity=torch.cat([table[:, 3] for table in tables]) / 255.0,
-            age=torch.from_numpy(np.array(age, np.float32)).repeat_interleave(counts),
-            origin=torch.arange(len(tables)).repeat_interleave(counts),
+            xyz_ego=xyz_ego,
+            intensity=rows[:, 3] / 255.0,
+            age=torch.from_numpy(np.repeat(age.astype(np.float32), counts)),
+            origin=torch.from_numpy(np.repeat(np.arange(len(tables)), counts)),
             labels=None if labels is None else torch.cat([labels, torch.full((later,), UNKNOWN)]),
             instances=None if instances is None else torch.cat([instances, torch.full((later,), UNKNOWN)]),
         )
@@ -287,6 +291,11 @@ def scenes_of_split(folder: Path, split: str, names: list[str]) -> list[str]:
         f"{folder.name} has no official split {split!r}; write {listing} as "
         '{"train": ["scene-0001", ...], ...}, or say all'
     )
+
+
+def _away(table: np.ndarray, close: float) -> np.ndarray:
+    """The points that are not within `close` metres of the sensor along both x and y."""
+    return table[(np.abs(table[:, 0]) >= close) | (np.abs(table[:, 1]) >= close)]
 
 
 def _poses(wxyz: np.ndarray, translation: np.ndarray) -> Float[Tensor, "n 4 4"]:
