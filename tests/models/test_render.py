@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cofield.draw import generator
-from cofield.frame import collate
+from cofield.frame import Hidden, collate
 from cofield.grid import BoxGrid, Volume
 from cofield.models.field import Background, Field, light, squares, waves
 from cofield.models.render import intervals, render
@@ -149,16 +150,31 @@ def test_encodings_tell_places_and_directions_apart() -> None:
 
 def test_the_background_knows_the_light_of_what_is_visible() -> None:
     batch = collate([frame("a")])
-    from dataclasses import replace
-
-    top = torch.zeros_like(batch.images)
-    top[:, :, 0, :6] = 1.0
-    glow = light(replace(batch, images=top), None)
-    assert glow.shape == (1, 2, 9)
-    torch.testing.assert_close(glow[0, 0], torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0, 0]))
+    corner = torch.zeros_like(batch.images)
+    corner[:, :, 0, :5, :10] = 1.0
+    glow = light(replace(batch, images=corner), None)
+    assert glow.shape == (1, 2, 3 * 12)
+    red, green, blue = glow[0, 0].view(3, 3, 4)
+    assert red[0, 0] > 0.8
+    assert red.sum() == red[0, 0]
+    assert not green.any()
+    assert not blue.any()
     with seeded("background"):
         sky = Background()
-    assert sky(torch.eye(3), glow[0, :1].expand(3, 9)).shape == (3, 3)
+    colours = sky(torch.eye(3), torch.rand(3, 2, generator=generator("place")), glow[0, :1].expand(3, 36))
+    assert colours.shape == (3, 3)
+
+
+def test_where_a_part_of_an_image_is_hidden_its_light_is_that_of_the_rest() -> None:
+    batch = collate([frame("a")])
+    patches = torch.zeros(1, 2, 2, 5, dtype=torch.bool)
+    patches[0, 0, 0] = True
+    patches[0, 1] = True
+    hidden = Hidden(patches, torch.zeros(len(batch.points), dtype=torch.bool))
+    glow = light(batch.visible(hidden), hidden).view(1, 2, 3, 3, 4)
+    below = batch.images[0, 0, :, 8:].mean((-2, -1))
+    torch.testing.assert_close(glow[0, 0, :, 0], below[:, None].expand(3, 4))
+    assert (glow[0, 1] == 0.5).all()
 
 
 def test_choosing_rays_for_a_real_batch_renders() -> None:

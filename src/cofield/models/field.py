@@ -60,34 +60,38 @@ class Field(nn.Module):
 
 
 class Background(nn.Module):
-    """The colour behind everything: of the direction, and of what the camera sees at the top, middle and bottom.
+    """The colour behind everything: of the direction, of the place in the image, and of the camera's light.
 
-    The paper's field ends at the grid; sky and far houses do not. The mean visible colours of the image's three
-    bands carry the weather and the light without letting the image be painted past the field.
+    The paper's field ends at the grid; sky and far houses do not. The light is the mean visible colour of a few large
+    parts of the image: enough for weather and skyline, too little for an image to be painted past the field.
     """
 
-    bands = 3
+    rows, columns = 3, 4
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.layers = mlp(9 + 3 * self.bands, width, 3)
+        self.layers = mlp(9 + 8 + 3 * self.rows * self.columns, width, width, 3)
 
-    def forward(self, direction: Float[Tensor, "r 3"], light: Float[Tensor, "r k"]) -> Float[Tensor, "r 3"]:
-        return torch.sigmoid(self.layers(torch.cat([squares(direction), light * 2 - 1], -1)).float())
+    def forward(
+        self, direction: Float[Tensor, "r 3"], place: Float[Tensor, "r 2"], light: Float[Tensor, "r k"]
+    ) -> Float[Tensor, "r 3"]:
+        known = [squares(direction), waves(place, 2), light * 2 - 1]
+        return torch.sigmoid(self.layers(torch.cat(known, -1)).float())
 
 
 def light(seen: Batch, hidden: Hidden | None) -> Float[Tensor, "b n k"]:
-    """The mean visible colour of the top, middle and bottom band of every image; grey where nothing is visible."""
+    """The mean visible colour of 3 × 4 parts of every image; of the whole image where a part is hidden altogether."""
     visible = seen.valid if hidden is None else seen.valid & ~hidden.pixels(*seen.images.shape[-2:])
-    bands = []
-    for rows in torch.arange(seen.images.shape[-2], device=visible.device).tensor_split(Background.bands):
-        count = visible[:, :, rows].sum((-2, -1))[..., None]
-        total = (seen.images[:, :, :, rows] * visible[:, :, None, rows]).sum((-2, -1))
-        bands.append(torch.where(count > 0, total / count.clamp(min=1), 0.5))
-    return torch.cat(bands, -1)
+    known = visible.flatten(0, 1)[:, None].to(seen.images.dtype)
+    both = torch.cat([seen.images.flatten(0, 1) * known, known], 1)
+    parts = F.adaptive_avg_pool2d(both, (Background.rows, Background.columns)).flatten(2)
+    whole = both.mean((-2, -1))[..., None]
+    usual = torch.where(whole[:, 3:] > 0, whole[:, :3] / whole[:, 3:].clamp(min=1e-6), 0.5)
+    mean = torch.where(parts[:, 3:] > 0, parts[:, :3] / parts[:, 3:].clamp(min=1e-6), usual)
+    return mean.flatten(1).unflatten(0, seen.images.shape[:2])
 
 
-def waves(unit: Float[Tensor, "*n 3"], octaves: int) -> Float[Tensor, "*n c"]:
+def waves(unit: Float[Tensor, "*n a"], octaves: int) -> Float[Tensor, "*n c"]:
     """Sines and cosines of places 0..1, at `octaves` frequencies each double the last."""
     turns = unit[..., None] * (math.pi * 2.0 ** torch.arange(octaves, device=unit.device))
     return torch.cat([turns.sin(), turns.cos()], -1).flatten(-2)

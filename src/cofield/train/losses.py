@@ -28,7 +28,7 @@ class Weights:
         masked_only: terms that count only what was hidden.
     """
 
-    colour: float = 10.0
+    colour: float = 30.0
     depth: float = 0.5
     range: float = 1.0
     free: float = 0.2

@@ -70,9 +70,9 @@ class Pretrain(lightning.LightningModule):
     def see(self, volume: Volume, glow: Tensor | None, view: View) -> Seen:
         """What a view's rays see; cameras have the background behind what is not opaque, beams and columns nothing."""
         seen = render(self.field, volume, view.rays, view.jitter)
-        if view.camera is None or self.background is None or glow is None:
+        if view.camera is None or view.place is None or self.background is None or glow is None:
             return seen
-        sky = self.background(view.rays.direction, glow.flatten(0, 1)[view.camera])
+        sky = self.background(view.rays.direction, view.place, glow.flatten(0, 1)[view.camera])
         colour = seen.channels["colour"] + (1 - seen.opacity)[:, None] * sky
         return replace(seen, channels=seen.channels | {"colour": colour})
 

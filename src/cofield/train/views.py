@@ -60,12 +60,14 @@ class View:
 
     Args:
         camera: of camera rays the flat index into [b n].
+        place: of camera rays where in the image they are, 0 to 1 from left to right and from top to bottom.
     """
 
     rays: Rays
     targets: dict[str, Target]
     jitter: Float[Tensor, "r s"]
     camera: Int[Tensor, "r"] | None = None
+    place: Float[Tensor, "r 2"] | None = None
 
     def pieces(self, size: int) -> Iterator["View"]:
         """The view in groups of up to `size` rays."""
@@ -73,7 +75,8 @@ class View:
             part = slice(start, start + size)
             targets = {name: t.select(part) for name, t in self.targets.items()}
             camera = None if self.camera is None else self.camera[part]
-            yield View(self.rays.select(part), targets, self.jitter[part], camera)
+            place = None if self.place is None else self.place[part]
+            yield View(self.rays.select(part), targets, self.jitter[part], camera, place)
 
 
 def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed: Key | None) -> View:
@@ -86,6 +89,7 @@ def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, se
     depth = nearest(seen.pixel, seen.depth, batch.valid.numel())
     known = depth.isfinite()
     valid = batch.valid.flatten()
+    height, width = batch.valid.shape[-2:]
     if seed is None:
         pixels = valid.nonzero()[:, 0]
     else:
@@ -93,7 +97,7 @@ def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, se
         pixels = _draw(batch, valid, batch.valid[0].numel(), sampling.pixels - guided, seed, "pixels")
         pixels = torch.cat([pixels, _draw(batch, valid & known, batch.valid[0].numel(), guided, seed, "guided")])
     colour = batch.images.permute(0, 1, 3, 4, 2).reshape(-1, 3)[pixels]
-    masked = hidden.pixels(*batch.valid.shape[-2:]).flatten()[pixels]
+    masked = hidden.pixels(height, width).flatten()[pixels]
     rays = Rays.from_cameras(batch, pixels, grid)
     within = known[pixels] & (depth[pixels] < rays.far * rays.cosine)
     return View(
@@ -103,7 +107,8 @@ def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, se
             "depth": Target(depth[pixels].nan_to_num(posinf=0.0), within, masked),
         },
         _jitter(batch, rays, sampling.samples, seed, "pixels"),
-        camera=pixels // batch.valid[0, 0].numel(),
+        camera=pixels // (height * width),
+        place=torch.stack([(pixels % width + 0.5) / width, (pixels // width % height + 0.5) / height], -1),
     )
 
 

@@ -4,16 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from cofield.data import open_source
 from cofield.data.loader import spread
 from cofield.grid import Grid
+from cofield.models.render import Seen
 from cofield.ops.voxelize import nearest
 from cofield.train.measure import Painting, measure, paint_frame, with_novel
 from cofield.train.run import open_run
+from cofield.train.views import View
 from cofield.view.paint import Picture, depth_picture, picture, tiles, write_ply
 
 WORST = 0.2  # a relative error, or half a metre of height, or a fifth of a colour: drawn in full red
@@ -25,7 +27,7 @@ def camera_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]
     cameras, height, width = painting.batch.valid.shape[1:]
     shape = (cameras, height, width)
     visible = painting.batch.visible(painting.hidden).images[0]
-    depth = scattered(view.rays.source, seen.range * view.rays.cosine, shape)
+    depth = scattered(view.rays.source, _depth(view, seen), shape)
     true = _true_depth(painting, shape)
     colour = None
     if "colour" in seen.channels:
@@ -56,7 +58,7 @@ def novel_pictures(painting: Painting) -> list[tuple[str, Picture]]:
             torch.stack([scattered(view.rays.source, c, shape)[n] for c in values.unbind(-1)])
             for values in (view.targets["colour"].value, seen.channels["colour"])
         ]
-        depth = scattered(view.rays.source, seen.range * view.rays.cosine, shape)[n]
+        depth = scattered(view.rays.source, _depth(view, seen), shape)[n]
         found += [(f"{camera.name}, 0.5 m aside: true", picture(pair[0])), ("rendered", picture(pair[1]))]
         found.append(("rendered depth", depth_picture(depth)))
     return found
@@ -95,17 +97,17 @@ def above_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]:
         "true height": torch.where(target.valid, target.value, nowhere),
     }
     found = [
-        (name, _upward(heat((scattered(view.rays.source, value, shape) - low) / (high - low)), shape))
+        (name, _upward(heat((scattered(view.rays.source, value, shape) - low) / (high - low))))
         for name, value in layers.items()
     ]
     error = torch.where(target.valid, (height - target.value).abs() / 0.5, nowhere)
-    found.append(("height error", _upward(heat(scattered(view.rays.source, error, shape)), shape)))
+    found.append(("height error", _upward(heat(scattered(view.rays.source, error, shape)))))
     if "colour" in seen.channels:
         goal = view.targets["above_colour"]
         pairs = {"rendered colour": seen.channels["colour"], "colour seen by cameras": goal.value}
         for name, values in pairs.items():
             image = torch.stack([scattered(view.rays.source, c, shape) for c in values.unbind(-1)])
-            found.append((name, _upward(picture(image), shape)))
+            found.append((name, _upward(picture(image))))
     return found
 
 
@@ -174,17 +176,22 @@ def _true_depth(painting: Painting, shape: tuple[int, int, int]) -> Tensor:
     return _holes(nearest(seen.pixel, seen.depth, painting.batch.valid.numel()).view(shape), torch.inf)
 
 
+def _depth(view: View, seen: Seen) -> Tensor:
+    """Depth along the camera's axis; infinite, which is drawn white, where a ray passes through everything."""
+    return torch.where(seen.opacity > 0.5, seen.range * view.rays.cosine, torch.inf)
+
+
 def _holes(depth: Tensor, hole: float = torch.nan) -> Tensor:
     """Zero, which is drawn black, where there is nothing."""
     empty = depth.isnan() if np.isnan(hole) else depth == hole
     return torch.where(empty, 0.0, depth)
 
 
-def _taller(image: Picture) -> Picture:
+def _taller(image: Picture) -> UInt8[np.ndarray, "rows columns 3"]:
     """Panoramas are wide: every row drawn three times."""
     return image.repeat(3, 0).repeat(3, 1)
 
 
-def _upward(image: Picture, shape: tuple[int, int]) -> Picture:
+def _upward(image: Picture) -> UInt8[np.ndarray, "rows columns 3"]:
     """A raster [y x 3] with ego x up and y to the left."""
     return np.ascontiguousarray(image.transpose(1, 0, 2)[::-1, ::-1]).repeat(4, 0).repeat(4, 1)
