@@ -8,10 +8,12 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import no_type_check
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numba import njit
 from torch import Tensor
 
 from cofield.classes import DETECTION, LIDARSEG, UNKNOWN, Classes
@@ -183,26 +185,27 @@ class NuScenes:
     def _points(self, sample: int, key: int, ego_T_world: Tensor) -> tuple[Points, Tensor]:
         """The keyframe's sweep, labelled, and the earlier ones; and where the LiDAR was at each."""
         files = self._sweeps(key)
-        ego_T_lidar = (ego_T_world @ self._world_T_ego(files) @ self._ego_T_sensor(files)).float()
+        ego_T_lidar = ego_T_world @ self._world_T_ego(files) @ self._ego_T_sensor(files)
         age = (self.tables["file.timestamp"][key] - self.tables["file.timestamp"][files]) * 1e-6
         tables = [read_points(self._path(file), 5) for file in files]
-        tables[1:] = [_away(table, self.close) for table in tables[1:]]
-        counts = [len(table) for table in tables]
-        rows = torch.from_numpy(np.concatenate(tables))
-        xyz_ego = torch.empty(len(rows), 3)
-        for placed, lidar, T in zip(xyz_ego.split(counts), rows[:, :3].split(counts), ego_T_lidar, strict=True):
-            torch.addmm(T[:3, 3], lidar, T[:3, :3].mT, out=placed)
+        xyz_ego = np.empty((sum(map(len, tables)), 3), np.float32)
+        intensity = np.empty(len(xyz_ego), np.float32)
+        counts, end = [], 0
+        for table, T in zip(tables, ego_T_lidar.numpy(), strict=True):
+            # The keyframe keeps all its points: its labels are in their order.
+            close = self.close if counts else 0.0
+            counts.append(_place(table, T, close, xyz_ego[end:], intensity[end:]))
+            end += counts[-1]
         labels, instances = self._labels(sample, len(tables[0]))
-        later = len(rows) - len(tables[0])
         points = Points(
-            xyz_ego=xyz_ego,
-            intensity=rows[:, 3] / 255.0,
+            xyz_ego=torch.from_numpy(xyz_ego[:end]),
+            intensity=torch.from_numpy(intensity[:end]),
             age=torch.from_numpy(np.repeat(age.astype(np.float32), counts)),
             origin=torch.from_numpy(np.repeat(np.arange(len(tables)), counts)),
-            labels=None if labels is None else torch.cat([labels, torch.full((later,), UNKNOWN)]),
-            instances=None if instances is None else torch.cat([instances, torch.full((later,), UNKNOWN)]),
+            labels=None if labels is None else _with_unknown(labels, end),
+            instances=None if instances is None else _with_unknown(instances, end),
         )
-        return points, ego_T_lidar[:, :3, 3].contiguous()
+        return points, ego_T_lidar[:, :3, 3].float()
 
     def _sweeps(self, key: int) -> list[int]:
         """The keyframe and the files before it, newest first."""
@@ -293,9 +296,26 @@ def scenes_of_split(folder: Path, split: str, names: list[str]) -> list[str]:
     )
 
 
-def _away(table: np.ndarray, close: float) -> np.ndarray:
-    """The points that are not within `close` metres of the sensor along both x and y."""
-    return table[(np.abs(table[:, 0]) >= close) | (np.abs(table[:, 1]) >= close)]
+@njit(cache=True)
+@no_type_check
+def _place(table, ego_T_lidar, close, xyz_ego, intensity):
+    """Fill in the points that are not within `close` metres of the LiDAR along both x and y; their number."""
+    count = 0
+    for i in range(len(table)):
+        x, y, z = table[i, 0], table[i, 1], table[i, 2]
+        if abs(x) < close and abs(y) < close:
+            continue
+        for axis in range(3):
+            row = ego_T_lidar[axis]
+            xyz_ego[count, axis] = row[0] * x + row[1] * y + row[2] * z + row[3]
+        intensity[count] = table[i, 3] / np.float32(255)
+        count += 1
+    return count
+
+
+def _with_unknown(labels: Int[Tensor, "k"], count: int) -> Int[Tensor, "p"]:
+    """The keyframe's labels, and UNKNOWN for the points after them."""
+    return torch.cat([labels, torch.full((count - len(labels),), UNKNOWN)])
 
 
 def _poses(wxyz: np.ndarray, translation: np.ndarray) -> Float[Tensor, "n 4 4"]:
