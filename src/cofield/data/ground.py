@@ -18,6 +18,7 @@ from cofield.classes import LIDARSEG, MAP_LAYERS
 Array = np.ndarray
 
 KERB = 0.12
+_STRETCH = 1.3  # no town bends so much that a way in the plan is longer than the one in the town by more
 ROUNDING = 4.5  # radius of the kerb at a street corner
 
 # Columns of a road: centre line, half width of the carriageway, half width of the median, lanes per
@@ -104,7 +105,7 @@ def layers_of(codes: Int[Array, "*n"]) -> Bool[Array, "m *n"]:
     return (codes[None] >> bits.reshape(-1, *[1] * codes.ndim) & 1).astype(bool)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 @no_type_check
 def _road(d, gap, side, along, road):
     """The code at signed distance d (left positive) from a road's axis, `gap` metres before a junction's edge.
@@ -151,23 +152,53 @@ def _road(d, gap, side, along, road):
     return code
 
 
+@njit(cache=True, inline="always")
+@no_type_check
+def _nearest(at, roads):
+    """The road nearest to a plan coordinate, the signed distance to its axis, and how many roads lie before."""
+    nearest, distance, before = 0, inf, 0
+    for i in range(len(roads)):
+        d = at - roads[i, CENTRE]
+        before += d > 0
+        if abs(d) < abs(distance):
+            nearest, distance = i, d
+    return nearest, distance, before
+
+
+@njit(cache=True, inline="always")
+@no_type_check
+def _axes(x, y, bend, mains, crosses):
+    """A place in the plan, and its nearest main and crossing road: number, signed distance, how many lie before."""
+    py = y - bend[0] * sin(bend[1] * x + bend[2])
+    px = x - bend[3] * sin(bend[4] * py + bend[5])
+    return px, py, _nearest(py, mains), _nearest(px, crosses)
+
+
+@njit(cache=True, inline="always")
+@no_type_check
+def _clearance(main, cross, mains, crosses):
+    """How far at least a place of a road is from anything but road; negative where that is not known."""
+    (m, dm, _), (c, dc, _) = main, cross
+    along_main, along_cross = mains[m, HALF] - abs(dm), crosses[c, HALF] - abs(dc)
+    # Beside a median, the nearer of it and the kerb counts.
+    if mains[m, MEDIAN] > 0.0:
+        along_main = min(along_main, abs(dm) - mains[m, MEDIAN])
+    if crosses[c, MEDIAN] > 0.0:
+        along_cross = min(along_cross, abs(dc) - crosses[c, MEDIAN])
+    return max(along_main, along_cross)
+
+
 @njit(cache=True)
 @no_type_check
 def _code(x, y, bend, mains, crosses, lots, yards):
-    py = y - bend[0] * sin(bend[1] * x + bend[2])
-    px = x - bend[3] * sin(bend[4] * py + bend[5])
-    m, c, row, column = 0, 0, 0, 0
-    dm, dc = inf, inf
-    for i in range(len(mains)):
-        d = py - mains[i, CENTRE]
-        row += d > 0
-        if abs(d) < abs(dm):
-            m, dm = i, d
-    for i in range(len(crosses)):
-        d = px - crosses[i, CENTRE]
-        column += d > 0
-        if abs(d) < abs(dc):
-            c, dc = i, d
+    px, py, main, cross = _axes(x, y, bend, mains, crosses)
+    return _code_at(px, py, main, cross, mains, crosses, lots, yards)
+
+
+@njit(cache=True, inline="always")
+@no_type_check
+def _code_at(px, py, main, cross, mains, crosses, lots, yards):
+    (m, dm, row), (c, dc, column) = main, cross
     am, ac = abs(dm) - mains[m, HALF], abs(dc) - crosses[c, HALF]
     if am <= 0.0:
         if ac <= 0.0:
@@ -220,14 +251,18 @@ def _meet(origin, direction, limit, bend, mains, crosses, lots, yards):
         near, far = (KERB - oz) / dz, -oz / dz
         if near >= limit[i]:
             continue
-        code = _code(ox + near * dx, oy + near * dy, bend, mains, crosses, lots, yards)
-        if not code & _DRIVABLE:
-            distance[i], codes[i] = near, code
-            continue
-        # Between the two levels the ray may meet the side of a kerb: look along it, then halve.
+        px, py, main, cross = _axes(ox + near * dx, oy + near * dy, bend, mains, crosses)
         span = (far - near) * sqrt(dx * dx + dy * dy)
-        steps = min(1 + int(span / 0.7), 8)
+        steps = 0
+        if _clearance(main, cross, mains, crosses) < _STRETCH * span:
+            code = _code_at(px, py, main, cross, mains, crosses, lots, yards)
+            if not code & _DRIVABLE:
+                distance[i], codes[i] = near, code
+                continue
+            steps = min(1 + int(span / 0.7), 8)
+        # Between the two levels the ray may meet the side of a kerb: look along it, then halve.
         last, met = near, False
+        code, here = 0, near
         for step in range(1, steps + 1):
             here = near + (far - near) * step / steps
             code = _code(ox + here * dx, oy + here * dy, bend, mains, crosses, lots, yards)
@@ -237,7 +272,7 @@ def _meet(origin, direction, limit, bend, mains, crosses, lots, yards):
             last = here
         if not met:
             if far < limit[i]:
-                distance[i], codes[i] = far, code
+                distance[i], codes[i] = far, _code(ox + far * dx, oy + far * dy, bend, mains, crosses, lots, yards)
             continue
         low, high = last, here
         for _ in range(10):

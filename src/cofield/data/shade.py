@@ -234,7 +234,7 @@ def _surface(material, u, v, x, y, z, r, gr, b, footprint, key):
 
 @njit(cache=True)
 @no_type_check
-def normals_at(direction, triangle, mover_yaw, u, v, corner_normals, corners):
+def normals_at(direction, triangle, mover, turns, u, v, corner_normals, corners):
     """The shading normal and the facing geometric normal where rays met triangles; up on the ground."""
     count = len(triangle)
     shading, flat = np.zeros((count, 3), np.float32), np.zeros((count, 3), np.float32)
@@ -243,7 +243,7 @@ def normals_at(direction, triangle, mover_yaw, u, v, corner_normals, corners):
         if t < 0:
             shading[i, 2] = flat[i, 2] = 1.0
             continue
-        c, s = np.cos(mover_yaw[i]), np.sin(mover_yaw[i])
+        c, s = turns[mover[i], 0], turns[mover[i], 1]
         w = 1 - u[i] - v[i]
         e, f = corners[t, 1] - corners[t, 0], corners[t, 2] - corners[t, 0]
         for kind in range(2):
@@ -266,18 +266,29 @@ def normals_at(direction, triangle, mover_yaw, u, v, corner_normals, corners):
 
 @njit(cache=True)
 @no_type_check
-def sun_rays(place, flat, sun, softness, seed):
-    """Rays towards the sun, a little off the surface, spread over its disc (or over a cloudy sky)."""
-    origin, direction = np.empty_like(place), np.empty_like(place)
+def towards_sun(origin, direction, distance, flat, sun, softness, seed):
+    """Where rays met something, which of those face the sun, and for them rays there, over its disc or a cloudy sky."""
+    place, count = np.empty_like(direction), 0
+    asked = np.empty(len(place), np.int64)
     for i in range(len(place)):
+        far = distance[i] if distance[i] < 1e29 else np.float32(0)
+        for k in range(3):
+            place[i, k] = origin[i, k] + far * direction[i, k]
+        if far > 0 and flat[i, 0] * sun[0] + flat[i, 1] * sun[1] + flat[i, 2] * sun[2] > 0:
+            asked[count] = i
+            count += 1
+    asked = asked[:count]
+    start, way = np.empty((count, 3), np.float32), np.empty((count, 3), np.float32)
+    for j in range(count):
+        i = asked[j]
         h = int(abs(place[i, 0]) * 977.0) * 31 + int(abs(place[i, 1]) * 977.0)
-        a, b, c = _hash(h, i, seed) - 0.5, _hash(h, i, seed + 1) - 0.5, _hash(h, i, seed + 2) - 0.5
+        a, b, c = _hash(h, j, seed) - 0.5, _hash(h, j, seed + 1) - 0.5, _hash(h, j, seed + 2) - 0.5
         x, y, z = sun[0] + softness * a * 2, sun[1] + softness * b * 2, sun[2] + softness * c
         size = 1.0 / sqrt(x * x + y * y + z * z)
-        direction[i, 0], direction[i, 1], direction[i, 2] = x * size, y * size, max(z * size, 0.05)
+        way[j, 0], way[j, 1], way[j, 2] = x * size, y * size, max(z * size, 0.05)
         for k in range(3):
-            origin[i, k] = place[i, k] + 0.012 * flat[i, k]
-    return origin, direction
+            start[j, k] = place[i, k] + 0.012 * flat[i, k]
+    return place, asked, start, way
 
 
 @njit(cache=True)
@@ -355,7 +366,7 @@ def colours(direction, place, distance, code, triangle, agent, u, v, shading, li
 @njit(cache=True)
 @no_type_check
 def exposed(linear, exposure, grain, seed):
-    """What the sensor makes of linear light: exposure, a film-like curve, gamma, a little noise; 0..1."""
+    """What the sensor makes of linear light: exposure, a film-like curve, gamma, a little noise; 0..1 in bytes."""
     out = np.empty_like(linear)
     for i in range(len(linear)):
         for k in range(3):
@@ -363,7 +374,7 @@ def exposed(linear, exposure, grain, seed):
             x = (x * (2.51 * x + 0.03)) / (x * (2.43 * x + 0.59) + 0.14)
             x = _GAMMA[int(4096 * min(1.0, x) + 0.5)]
             x += grain * 1.4 * (_hash(i, k, seed) - 0.5)
-            out[i, k] = min(1.0, max(0.0, x))
+            out[i, k] = np.float32(floor(255 * min(1.0, max(0.0, x)) + 0.5)) / np.float32(255)  # a camera gives bytes
     return out
 
 

@@ -254,8 +254,8 @@ def _expose(scene: Scene, time: float, delay: float, mounts: list[Mount]) -> lis
                 cam_T_ego=(mount.cam_T_ego.double() @ carried).float() if delay else mount.cam_T_ego,
                 time=time + delay,
                 depth=torch.from_numpy(depth.reshape(height, width)),
-                semantics=torch.from_numpy(label[span].reshape(height, width).astype(np.int64)),
-                instances=torch.from_numpy(track[span].reshape(height, width).astype(np.int64)),
+                semantics=torch.from_numpy(label[span].reshape(height, width)),
+                instances=torch.from_numpy(track[span].reshape(height, width)),
             )
         )
     return views
@@ -282,30 +282,21 @@ def _refuse_inside(scene: Scene, place: Array, name: str) -> None:
 def _paint(stage: Stage, origin: Array, direction: Array, hits: Hits, now: Instant, angle: Array, seed: int) -> Array:
     """Colours 0..1 of what the rays met."""
     light = stage.street.light
-    yaw = _yaws(stage, hits, now)
     shading, flat = shade.normals_at(
-        direction, hits.triangle, yaw, hits.u, hits.v, stage.mesh.normals, stage.mesh.corners
+        direction, hits.triangle, hits.mover, now.turns, hits.u, hits.v, stage.mesh.normals, stage.mesh.corners
     )
-    place = origin + direction * np.where(hits.is_sky, np.float32(0), hits.distance)[:, None]
-    lit = (~hits.is_sky & (flat @ light.sun.astype(np.float32) > 0)).astype(np.float32)
-    asked = np.flatnonzero(lit)
+    place, asked, start, way = shade.towards_sun(
+        origin, direction, hits.distance, flat, light.sun, light.softness, seed
+    )
+    lit = np.zeros(len(place), np.float32)
     if len(asked):
-        start, way = shade.sun_rays(place[asked], flat[asked], light.sun, light.softness, seed)
         lit[asked] = ~stage.shadowed(start, way, now)
     linear = shade.colours(
         direction, place, hits.distance, hits.code, hits.triangle, np.maximum(hits.mover, 0), hits.u, hits.v,
         shading, lit,
         (stage.mesh.uv, stage.mesh.material, stage.mesh.colour), stage.tints, light.packed, light.grass, angle,
     )  # fmt: skip
-    image = shade.exposed(linear, light.exposure, 0.012, seed)
-    return np.round(image * 255).astype(np.float32) / np.float32(255)  # a camera gives bytes
-
-
-def _yaws(stage: Stage, hits: Hits, now: Instant) -> Array:
-    """The heading of the mover that each ray met, else 0."""
-    of_agent = np.zeros(len(stage.street.agents) + 1, np.float32)
-    of_agent[stage.street.movers] = now.yaw
-    return of_agent[hits.mover]
+    return shade.exposed(linear, light.exposure, 0.012, seed)
 
 
 def _sweep(
@@ -328,7 +319,7 @@ def _sweep(
     hits = Hits(*(getattr(hits, name)[keep] for name in ("distance", "code", "triangle", "mover", "u", "v")))
     mesh = scene.stage.mesh
     shading, _ = shade.normals_at(
-        direction[keep], hits.triangle, _yaws(scene.stage, hits, now), hits.u, hits.v, mesh.normals, mesh.corners
+        direction[keep], hits.triangle, hits.mover, now.turns, hits.u, hits.v, mesh.normals, mesh.corners
     )
     intensity = shade.echoes(
         direction[keep], hits.distance, hits.code, hits.triangle, np.maximum(hits.mover, 0), shading,
@@ -343,6 +334,6 @@ def _sweep(
         intensity,
         np.full(len(keep), age, np.float32),
         np.full(len(keep), row, np.int64),
-        label.astype(np.int64),
-        track.astype(np.int64),
+        label,
+        track,
     )
