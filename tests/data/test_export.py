@@ -75,6 +75,7 @@ def test_kitti_boxes_in_view_come_back_with_their_classes(world, kitti):
         for label, own in zip(after.label.tolist(), before.boxes.label[nearest].tolist(), strict=True):
             assert KITTI.names[label] == KITTI_NAMES[DETECTION.names[own]]
             names.add(KITTI.names[label])
+        assert (before.boxes.num_points[nearest] > 0).all()
         assert torch.allclose(after.size, before.boxes.size[nearest], atol=1e-4)
         assert torch.allclose(torch.cos(after.yaw - before.boxes.yaw[nearest]), torch.ones(len(after)), atol=1e-4)
         camera = source[index].cameras[0]

@@ -96,7 +96,7 @@ def calibration_text(cameras: tuple[Camera, ...], mounting: str) -> str:
 
 
 def label_lines(boxes: Boxes, label: Tensor, camera: Camera) -> list[str]:
-    """The boxes of which the camera sees something, and regions without a class, as lines of a label file."""
+    """The boxes of which camera and LiDAR see something, and regions without a class, as lines of a label file."""
     cam_T_ego = camera.cam_T_ego.double()
     bottom = boxes.centre.double() - torch.tensor([0.0, 0.0, 0.5]).double() * boxes.size.double()[:, 2:]
     heading = torch.stack([boxes.yaw.cos(), boxes.yaw.sin(), 0 * boxes.yaw], -1).double()
@@ -112,7 +112,8 @@ def label_lines(boxes: Boxes, label: Tensor, camera: Camera) -> list[str]:
             if boxes.box2d is not None and boxes.centre[i].isnan().any():
                 lines.append(f"DontCare -1 -1 -10 {_numbers(boxes.box2d[i])} -1 -1 -1 -1000 -1000 -1000 -10")
             continue
-        if not cut[i] < 1:
+        # KITTI labels what is seen: in the image, and by the LiDAR where the source has counted.
+        if not cut[i] < 1 or (boxes.num_points is not None and not boxes.num_points[i]):
             continue
         length, width, height = boxes.size[i].tolist()
         alpha = _wrapped(float(turn[i] - torch.atan2(xyz[i, 0], xyz[i, 2])))

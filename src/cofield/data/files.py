@@ -103,10 +103,10 @@ def _reduced(image: Image.Image, scale: float) -> Image.Image:
 @no_type_check
 def _fill_colours(pixels, out):
     """Bytes [h w 3] as shares of 255 [3 h w], in one pass."""
-    for channel in range(3):
-        for row in range(pixels.shape[0]):
+    for row in range(pixels.shape[0]):
+        for channel in range(3):
             for column in range(pixels.shape[1]):
-                out[channel, row, column] = _SHARE * pixels[row, column, channel]
+                out[channel, row, column] = np.float32(pixels[row, column, channel]) * _SHARE
 
 
 def _rgb(image: Image.Image) -> Image.Image:
