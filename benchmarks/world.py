@@ -5,11 +5,6 @@ a scene is what a loader pays. Writes `results/bench-cpu/world.json` and prints 
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -18,6 +13,7 @@ import torch
 
 from cofield.data.rig import PRESETS
 from cofield.data.simulate import FRAMES, World
+from cofield.train.results import write_results
 
 GOALS = {"tiny": 50.0, "small": 60.0, "nuscenes-like": 1200.0, "kitti-like": 700.0}
 
@@ -52,18 +48,7 @@ def main() -> None:
                "ms_scene_built": 1e3 * steady, "goal": GOALS[name], "ratio": 1e3 * mean / GOALS[name]}  # fmt: skip
         rows.append(row)
         print(f"{name:15} {row['ms']:8.1f} ms  (scene built: {row['ms_scene_built']:.1f})  goal {row['goal']:.0f}")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    record = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "seconds": round(time.perf_counter() - began, 1),
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.out.with_suffix(".part")
-    partial.write_text(json.dumps(record, indent=1))
-    partial.replace(options.out)
+    write_results(options.out, rows, time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The blocks between the roads: buildings, car parks, gardens, trees and street furniture."""
 
 from dataclasses import dataclass, field
-from math import atan2, cos, hypot, pi, sin
+from math import hypot, pi
 
 import numpy as np
 from jaxtyping import Float
@@ -43,19 +43,12 @@ class Furniture:
         post: tuple[float, float] = (0.25, 0.25),
     ) -> tuple[float, float, float]:
         """Stand a mesh up, its x axis along the plan direction `facing`; agents keep off `post`, a half size."""
-        x, y, yaw = self.town(px, py, facing)
+        x, y, yaw = self.ground.placed(px, py, facing)
         self.meshes.append(mesh.placed((x, y, KERB), yaw, scale))
         self.labels.append(label)
         if post[0] > 0:
             self.posts.append((x, y, *post, yaw))
         return x, y, yaw
-
-    def town(self, px: float, py: float, facing: float) -> tuple[float, float, float]:
-        """Position and heading in the town."""
-        plan = np.array([px, py])
-        x, y = self.ground.to_town(plan).tolist()
-        east, north = (self.ground.slopes(plan) @ np.array([cos(facing), sin(facing)])).tolist()
-        return x, y, atan2(north, east)
 
     def build(self, rng: np.random.Generator, width: float, depth: float, floors: int, suburban: bool,
               px: float, py: float, facing: float) -> None:  # fmt: skip
@@ -143,9 +136,9 @@ def _tone(rng: np.random.Generator, leaves: list[Colour]) -> Colour:
 
 
 def _plant(rng: np.random.Generator, put: Furniture, leaves: list[Colour], px: float, py: float, tall: float) -> None:
-    near = hypot(max(px - 30, -px, 0), py) < 28
+    away = hypot(max(px - 30, -px, 0), py)
     kind, scale = int(rng.integers(8)), tall / 7 * rng.uniform(0.8, 1.2)
-    mesh = structures.tree(kind, near).tinted(_tone(rng, leaves))
+    mesh = structures.tree(kind, 2 if away < 28 else 1 if away < 50 else 0).tinted(_tone(rng, leaves))
     put.put(mesh, _VEGETATION, px, py, rng.uniform(0, 6.3), float(scale))
 
 

@@ -62,12 +62,12 @@ KINDS: dict[str, dict[str, Size]] = {
 
 
 @cache
-def body(kind: str) -> Mesh:
-    """The mesh of a kind of body, its colours still open."""
+def body(kind: str, coarse: bool = False) -> Mesh:
+    """The mesh of a kind of body, its colours still open; a car, from afar, without what cannot be seen from there."""
     name, size = next((name, kinds[kind]) for name, kinds in KINDS.items() if kind in kinds)
     match name, kind:
         case "car", _:
-            mesh = _car(kind, *size)
+            mesh = _car(kind, *size, coarse)
         case "truck", "pickup":
             mesh = _pickup(*size)
         case "truck", "box_truck":
@@ -114,10 +114,10 @@ def _wheels(places: list[tuple[float, float]], radius: float, width: float) -> l
     ]
 
 
-def _arch(x: float, y: float, z: float, radius: float) -> Mesh:
+def _arch(x: float, y: float, z: float, radius: float, floor: float = 0.15) -> Mesh:
     """The dark round opening around a wheel."""
     angle = np.arange(11) * 2 * np.pi / 10 * np.sign(y)
-    rim = np.stack([x + radius * np.sin(angle), np.full(11, y), np.maximum(z + radius * np.cos(angle), 0.15)], -1)
+    rim = np.stack([x + radius * np.sin(angle), np.full(11, y), np.maximum(z + radius * np.cos(angle), floor)], -1)
     fan = np.stack([np.broadcast_to([x, y, z], (10, 3)), rim[:-1], rim[1:]], 1)
     return soup(fan, PLAIN, BLACK)
 
@@ -141,7 +141,7 @@ def _lamps(front: float, back: float, y: float, z: float, size: float = 0.16, le
     return parts
 
 
-def _car(kind: str, length: float, width: float, height: float) -> Mesh:
+def _car(kind: str, length: float, width: float, height: float, coarse: bool) -> Mesh:
     half, wide = length / 2, 0.485 * width
     # Waist height, cabin (rear foot, rear roof, front roof, front foot) and tail height, as shares.
     waist, rear, roof_rear, roof_front, front, tail = {
@@ -169,11 +169,15 @@ def _car(kind: str, length: float, width: float, height: float) -> Mesh:
         )
     )
     radius = 0.32 if kind in ("sedan", "hatchback") else 0.36
-    for x in (0.6 * half, -0.58 * half):
+    axles = (0.6 * half, -0.58 * half)
+    if coarse:
+        parts += [_arch(x, side * 0.5 * width, radius, radius, 0.0) for x in axles for side in (-1, 1)]
+        return joined(parts + _lamps(half, -half, 0.88 * wide, 0.58, 0.14, 0.03 * half))
+    for x in axles:
         parts += [_arch(x, side * 0.975 * width / 2, radius + 0.02, radius + 0.06) for side in (-1, 1)]
     sill = 0.975 * width / 2
     parts.append(block((-0.4 * half, 0.42 * half), (-sill, sill), (0.2, 0.3), PLAIN, DARK))
-    parts += _wheels([(0.6 * half, 0.5 * width), (-0.58 * half, 0.5 * width)], radius, 0.2)
+    parts += _wheels([(x, 0.5 * width) for x in axles], radius, 0.2)
     parts += _lamps(half, -half, 0.88 * wide, 0.58, 0.14, 0.03 * half)
     parts += [_sheet(x, (-0.26, 0.26), (0.4, 0.51), 0.0, PLAIN, LIGHT) for x in (half + 0.012, -half - 0.012)]
     parts.append(_sheet(half + 0.01, (-0.5 * wide, 0.5 * wide), (0.24, 0.36), 0.0, PLAIN, BLACK))

@@ -105,10 +105,15 @@ class Stage:
         self.mesh = joined([street.still, bodies])
         self.label = np.concatenate([street.still_label, np.full(len(bodies), -1)])
         self.track = np.concatenate([street.still_track, np.full(len(bodies), -1)])
-        self.agent_label = (
-            LIDARSEG_OF[[agent.label for agent in street.agents]] if street.agents else np.zeros(0, np.int64)
+        agents = street.agents
+        # Of each agent: its size, its class, and its attribute when it stands and when it moves.
+        self.described = (
+            np.array([agent.size for agent in agents]).reshape(-1, 3),
+            np.array([agent.label for agent in agents], np.int64),
+            np.array([[agent.attribute(moving) for agent in agents] for moving in (False, True)], np.int64),
         )
-        self.tints = np.array([agent.colours for agent in street.agents], np.float32).reshape(-1, 3, 3)
+        self.agent_label = LIDARSEG_OF[self.described[1]]
+        self.tints = np.array([agent.colours for agent in agents], np.float32).reshape(-1, 3, 3)
 
     def instant(self, time: float) -> Instant:
         """The movers at a time."""

@@ -6,7 +6,7 @@ Roads lie at z = 0; everything else (sidewalks, medians, lawns) is one kerb high
 """
 
 from dataclasses import dataclass
-from math import inf, sin, sqrt
+from math import atan2, cos, inf, sin, sqrt
 from typing import no_type_check
 
 import numpy as np
@@ -70,6 +70,14 @@ class Ground:
         a, k, p, b, q, r = self.bend
         x = plan[..., 0] + b * np.sin(q * plan[..., 1] + r)
         return np.stack([x, plan[..., 1] + a * np.sin(k * x + p)], -1)
+
+    def placed(self, px: float, py: float, facing: float) -> tuple[float, float, float]:
+        """Where in the town a place of the plan is, and the heading there of the plan's direction `facing`."""
+        a, k, p, b, q, r = self.bend.tolist()
+        x = px + b * sin(q * py + r)
+        across, along = b * q * cos(q * py + r), a * k * cos(k * x + p)
+        east = cos(facing) + across * sin(facing)
+        return x, py + a * sin(k * x + p), atan2(sin(facing) + along * east, east)
 
     def slopes(self, plan: Float[Array, "*n 2"]) -> Float[Array, "*n 2 2"]:
         """The derivative of `to_town`: how plan directions turn."""

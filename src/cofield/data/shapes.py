@@ -24,6 +24,8 @@ FIRST, SECOND, THIRD = (-1.0, 0.0, 0.0), (-2.0, 0.0, 0.0), (-3.0, 0.0, 0.0)
 BLACK, DARK, GREY, LIGHT = (0.03, 0.03, 0.03), (0.08, 0.08, 0.09), (0.3, 0.3, 0.31), (0.6, 0.6, 0.6)
 ORANGE, YELLOW, RED = (0.85, 0.25, 0.03), (0.8, 0.5, 0.04), (0.6, 0.03, 0.03)
 
+_NEXT, _LAST = [1, 2, 0], [2, 0, 1]  # of a cross product
+
 Number = float | int
 Place = tuple[Number, Number, Number]
 Colour = tuple[Number, Number, Number]
@@ -46,8 +48,10 @@ class Mesh:
         """The mesh scaled, turned about z and moved."""
         cos, sin = np.cos(yaw), np.sin(yaw)
         turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32)
-        corners = self.corners @ (turn * np.float32(scale)) + np.array(xyz, np.float32)
-        return replace(self, corners=corners, normals=self.normals @ turn)
+        corners = self.corners.reshape(-1, 3) @ (turn * np.float32(scale)) + np.array(xyz, np.float32)
+        normals = self.normals.reshape(-1, 3) @ turn
+        shape = self.corners.shape
+        return Mesh(corners.reshape(shape), normals.reshape(shape), self.uv, self.material, self.colour)
 
     def stretched(self, x: Number, y: Number, z: Number) -> "Mesh":
         """The mesh scaled along its own axes."""
@@ -93,15 +97,14 @@ def soup(corners: Array, material: int, colour: Colour, uv: Array | None = None,
         np.asarray(normals, np.float32).reshape(count, 3, 3),
         np.zeros((count, 3, 2), np.float32) if uv is None else np.asarray(uv, np.float32).reshape(count, 3, 2),
         np.full(count, material, np.int32),
-        np.tile(np.array(colour, np.float32), (count, 1)),
+        np.full((count, 3), colour, np.float32),
     )
 
 
 def facing(corners: Float[Array, "t 3 3"]) -> Float[Array, "t 3"]:
     """The unit normal of each triangle."""
-    ax, ay, az = (corners[:, 1] - corners[:, 0]).T
-    bx, by, bz = (corners[:, 2] - corners[:, 0]).T
-    normal = np.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], -1)
+    a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    normal = a[:, _NEXT] * b[:, _LAST] - a[:, _LAST] * b[:, _NEXT]
     return normal / np.maximum(np.sqrt((normal * normal).sum(-1, keepdims=True)), 1e-9)
 
 
@@ -113,9 +116,8 @@ def quads(corners: Array, material: int, colour: Colour, cells: Array | None = N
     """
     corners = np.asarray(corners, np.float32).reshape(-1, 4, 3)
     if cells is None:
-        across = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=-1)
-        up = np.linalg.norm(corners[:, 3] - corners[:, 0], axis=-1)
-        cells = np.stack([across, up], -1)
+        sides = corners[:, 1::2] - corners[:, :1]
+        cells = np.sqrt((sides * sides).sum(-1))
     unit = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
     uv = unit * np.asarray(cells, np.float32).reshape(-1, 1, 2)
     order = [0, 1, 2, 0, 2, 3]
@@ -183,7 +185,7 @@ def block(
         np.array([x[0], y[0], z[0]], np.float32),
         np.array([x[1] - x[0], y[1] - y[0], z[1] - z[0]], np.float32),
     )
-    materials, colours = np.full(12, material, np.int32), np.tile(np.array(colour, np.float32), (12, 1))
+    materials, colours = np.full(12, material, np.int32), np.full((12, 3), colour, np.float32)
     if top is not None:
         materials[8:], colours[8:] = top
     return Mesh(cube.corners * extent + lower, cube.normals, cube.uv * extent[axes], materials, colours)

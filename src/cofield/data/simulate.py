@@ -21,7 +21,7 @@ from cofield.data.cast import Hits, Instant, Stage
 from cofield.data.ground import layers_of
 from cofield.data.rig import Mount, Rig, preset
 from cofield.data.street import build
-from cofield.data.traffic import inside
+from cofield.data.traffic import SLOW, inside
 from cofield.draw import counted_seed
 from cofield.frame import Boxes, Camera, Frame, Maps, Points
 from cofield.geometry import inverse
@@ -170,19 +170,17 @@ class World:
         if not street.agents:
             return Boxes.empty()
         xy, yaw, velocity = (column[:, 0] for column in street.routes.at_times(np.array([time])))
-        size = np.array([agent.size for agent in street.agents])
+        size, label, attribute = scene.stage.described
         height = street.ground.heights(xy) + size[:, 2] / 2
-        pace = np.linalg.norm(velocity, axis=-1)
-        attribute = [agent.attribute(float(v)) for agent, v in zip(street.agents, pace, strict=True)]
-        label = [agent.label for agent in street.agents]
+        moving = (np.linalg.norm(velocity, axis=-1) > SLOW).astype(np.int64)
         boxes = Boxes(
             centre=torch.from_numpy(np.concatenate([xy, height[:, None]], -1)),
             size=torch.from_numpy(size),
             yaw=torch.from_numpy(yaw),
             velocity=torch.from_numpy(velocity),
-            label=torch.tensor(label),
+            label=torch.from_numpy(label),
             track=torch.arange(len(size)),
-            attribute=torch.tensor(attribute),
+            attribute=torch.from_numpy(attribute[moving, np.arange(len(size))]),
         )
         boxes = boxes.moved(inverse(scene.town_T_ego(time)))
         reach = self.rig.max_range + boxes.size.norm(dim=-1) / 2

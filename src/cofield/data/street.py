@@ -19,6 +19,8 @@ from cofield.data.traffic import Agent, Routes, compatible
 
 Array = np.ndarray
 
+_COARSE = 35.0  # metres from the drive beyond which what stands needs no wheels
+
 
 @dataclass(frozen=True)
 class Light:
@@ -84,24 +86,28 @@ def build(rng: np.random.Generator, theme: int) -> Street:
     fine = ("pedestrian", "bicycle", "motorcycle")
     movers = [i for i, agent in enumerate(agents) if agent.moves or agent.group in fine]
     routes = Routes.of(list(agents), ground)
-    still, label, track = _still(ground, placed, agents, routes, set(movers))
+    way = Routes.of([drive], ground)
+    still, label, track = _still(ground, placed, agents, routes, way, set(movers))
     return Street(
         ground, light, still, label, track, placed.buildings, agents, routes, np.array(movers, np.int64),
-        Routes.of([agents[i] for i in movers], ground), Routes.of([drive], ground),
+        Routes.of([agents[i] for i in movers], ground), way,
     )  # fmt: skip
 
 
 def _still(
-    ground: Ground, placed: blocks.Furniture, agents: tuple[Agent, ...], routes: Routes, movers: set[int]
+    ground: Ground, placed: blocks.Furniture, agents: tuple[Agent, ...], routes: Routes, drive: Routes, movers: set[int]
 ) -> tuple[Mesh, Int[Array, "t"], Int[Array, "t"]]:
     """The triangles of everything but the movers, with the label and the track of each."""
     parts, labels, tracks = list(placed.meshes), list(placed.labels), [-1] * len(placed.meshes)
     xy, yaw, _ = routes.at_times(np.zeros(1))
     heights = ground.heights(xy[:, 0])
+    passed = drive.at_times(np.linspace(0, 3, 7))[0][0]
+    away = np.linalg.norm(xy[:, :1] - passed, axis=-1).min(1)
     for i, agent in enumerate(agents):
         if i not in movers:
             place = (*xy[i, 0].tolist(), float(heights[i]))
-            parts.append(body(agent.kind).tinted(*agent.colours).placed(place, float(yaw[i, 0]), agent.scale))
+            mesh = body(agent.kind, coarse=bool(away[i] > _COARSE))
+            parts.append(mesh.tinted(*agent.colours).placed(place, float(yaw[i, 0]), agent.scale))
             labels.append(int(crowd.LIDARSEG_OF[agent.label]))
             tracks.append(i)
     count = [len(part) for part in parts]

@@ -127,15 +127,20 @@ def _house(width: float, depth: float, floors: int, near: bool, rng: np.random.G
 
 
 @cache
-def tree(kind: int, near: bool) -> Mesh:
-    """One of eight trees, about 7 m tall, with fewer triangles from afar; its leaves take the first colour."""
+def tree(kind: int, detail: int) -> Mesh:
+    """One of eight trees, about 7 m tall; its leaves take the first colour.
+
+    Args:
+        detail: 2 with branches, 1 from some way off, 0 from afar.
+    """
     rng = np.random.default_rng(1000 + kind)
-    crown = 2.4 + 0.2 * (kind % 3)
-    parts = [tube((0, 0, -0.1), (0.08, 0, crown + 1.2), (0.2, 0.11), 6 if near else 4, BARK, (0.13, 0.095, 0.07))]
+    crown, near, lumps = 2.4 + 0.2 * (kind % 3), detail == 2, min(detail, 1)
+    parts = [tube((0, 0, -0.1), (0.08, 0, crown + 1.2), (0.2, 0.11), 6 if near else 4, BARK, (0.13, 0.095, 0.07),
+                  ends="both" if detail else "none")]  # fmt: skip
     if kind % 4 == 3:  # a conifer
         for step in range(4 if near else 3):
             low, radius = 1.1 + 1.5 * step, 2.0 - 0.45 * step
-            parts.append(blob((0, 0, low + 1.0), (radius, radius, 1.25), 0.16, kind * 10 + step, LEAF, FIRST))
+            parts.append(blob((0, 0, low + 1.0), (radius, radius, 1.25), 0.16, kind * 10 + step, LEAF, FIRST, lumps))
         return joined(parts)
     for branch in range(3 if near else 0):
         angle = 2.1 * branch + rng.uniform(0, 1)
@@ -146,7 +151,7 @@ def tree(kind: int, near: bool) -> Mesh:
         angle = (1.57 if near else 2.6) * clump + rng.uniform(-0.5, 0.5)
         out, radius = rng.uniform(0.9, 1.4), rng.uniform(0.95, 1.35)
         centre = (out * np.cos(angle), out * np.sin(angle), crown + rng.uniform(1.1, 2.7))
-        parts.append(blob(centre, (radius, radius, 0.85 * radius), 0.26, kind * 10 + clump + 1, LEAF, FIRST))
+        parts.append(blob(centre, (radius, radius, 0.85 * radius), 0.26, kind * 10 + clump + 1, LEAF, FIRST, lumps))
     return joined(parts)
 
 

@@ -23,6 +23,7 @@ Array = np.ndarray
 WATCHED = np.arange(-1.5, 4.6, 0.1)
 SLACK = 0.03  # metres that a box leaves free around its body, as people draw them: noisy returns stay inside
 _HEADWAY = 1.2  # metres that the drive, the first of all agents, keeps free before and behind itself
+SLOW = 0.2  # m/s up to which somebody counts as standing
 _GROUP = {kind: name for name, kinds in KINDS.items() for kind in kinds}
 _STEPS = ("left", "passing", "right", "passing")
 
@@ -86,9 +87,9 @@ class Agent:
         cycle = time * max(self.speed, 0.3) / (0.8 * self.scale) + self.start[0] * 0.37
         return f"{self.kind}_{_STEPS[int(cycle * 2) % 4]}"
 
-    def attribute(self, speed: float) -> int:
+    def attribute(self, moving: bool) -> int:
         """Its nuScenes attribute; UNKNOWN for barriers and cones."""
-        group, moving = self.group, speed > 0.2
+        group = self.group
         if group == "pedestrian":
             return ATTRIBUTES.index("pedestrian.moving" if moving else "pedestrian.standing")
         if group in ("bicycle", "motorcycle"):
