@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
+DEMO ?=
+ONLY ?=
 STAMP := .venv/.complete
 # One thread a process: two processes whose threads spin for the same cores are far slower than one.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n logical --maxprocesses 4
@@ -9,10 +11,10 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n l
 .PHONY: demo test slow check bench docs clean
 
 demo: $(STAMP)
-	$(BIN)/cofield render world:tiny --out $(OUT)/world
+	$(BIN)/cofield demo --out $(OUT)/demo $(DEMO)
 
 test: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) $(ONLY)
 
 slow: $(STAMP)
 	$(PYTEST) -m slow
@@ -25,6 +27,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/world.py
+	$(BIN)/python benchmarks/step.py --out results/bench-cpu/step.json
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cofield needs Python 3.11 or newer; say make PYTHON=python3.11")'

@@ -1,4 +1,8 @@
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -34,13 +38,72 @@ def test_the_doctor_finds_a_working_installation(capsys: pytest.CaptureFixture[s
         (["render", "world:tiny", "--out", "x", "--split", "middle"], "middle"),
         (["render", "world:tiny", "--out", "x", "--frames", "0"], "frames"),
         (["render", "world:tiny", "--out", "x", "--framse", "2"], "--framse"),
+        (["render", "world:tiny", "--out", "x", "--frames", "71"], "1 to 70 frames"),
+        (["render", "world:tiny", "--out", "x", "--beams", "0"], "beam"),
+        (["render", "world:tiny", "--out", "x", "--camera", "0", "0", "-2", "0", "0"], "above the road"),
+        (["render", "world:tiny", "--out", "x", "--camera", "0", "0"], "--camera"),
         (["rendre", "world:tiny"], "rendre"),
+        (["pretrain"], "world:small"),
+        (["pretrain", "world:huge"], "world:huge"),
+        (["pretrain", "map:world:small"], "cofield finetune"),
+        (["pretrain", "world:tiny", "--loss.color", "3"], "--loss.color"),
+        (["pretrain", "world:tiny", "--optim.steps", "many"], "many"),
+        (["finetune", "map:world:tiny"], "--trunk"),
+        (["finetune", "map:world:tiny", "--trunk", "nowhere", "--run", "{tmp}/run"], "there is no trunk at nowhere"),
+        (["finetune", "map:world:tiny", "--trunk", "none", "--labels.fraction", "0", "--run", "{tmp}/run"], "fraction"),
+        (["evaluate", "nowhere"], "nowhere is no run"),
+        (["report", "nowhere", "--out", "x.html"], "nowhere is no run"),
+        (["sweep", "name", "--inits", "pretrained"], "--trunks"),
+        (["recipes", "moon"], "moon"),
+        (["check-data", "moon", "--root", "{tmp}"], "moon"),
+        (["export", "world:tiny", "--format", "paper", "--root", "{tmp}/out", "--frames", "1"], "paper"),
+        (["export", "kitti", "--format", "nuscenes", "--root", "{tmp}/out"], "--root"),
     ],
 )
 def test_a_wrong_request_is_one_clear_sentence(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments) == 2
+    assert run(*(each.replace("{tmp}", str(tmp_path)) for each in arguments)) == 2
     streams = capsys.readouterr()
     assert words in streams.err
     assert "Traceback" not in streams.err + streams.out
+
+
+def test_recipes_are_listed_printed_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("recipes") == 0
+    assert "world:small " in capsys.readouterr().out
+    assert run("recipes", "world:small") == 0
+    assert "steps: 1400" in capsys.readouterr().out
+    assert run("recipes", "world:small", "--diff", "world:tiny") == 0
+    assert "optim.steps was 1400 and is 400" in capsys.readouterr().out
+
+
+def test_help_is_instant() -> None:
+    """The fastest of five, so that a busy machine does not matter; it is about a tenth of this when idle."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cofield", "--help"], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0
+
+
+def test_a_camera_that_the_car_does_not_carry_is_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    assert run("render", "world:tiny", "--out", str(out), "--frames", "1", "--camera", "-8", "0", "6", "0", "15") == 0
+    assert list(out.glob("*extra.png"))
+    assert list(out.glob("*.ply"))
+
+
+def test_a_written_world_is_what_it_should_be_and_a_broken_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "kitti"
+    assert run("export", "world:tiny", "--format", "kitti", "--root", str(root), "--frames", "2") == 0
+    assert run("check-data", "kitti", "--root", str(root), "--out", str(tmp_path / "check"), "--frames", "1") == 0
+    assert "OK" in capsys.readouterr().out
+    assert list((tmp_path / "check").glob("*.png"))
+    for scan in root.glob("training/velodyne/*.bin"):
+        scan.write_bytes(scan.read_bytes()[:-7])
+    assert run("check-data", "kitti", "--root", str(root), "--out", str(tmp_path / "check"), "--json") == 1
+    assert any("velodyne" in finding["where"] + finding["problem"] for finding in json.loads(capsys.readouterr().out))

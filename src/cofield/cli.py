@@ -124,9 +124,16 @@ def finetune(arguments: list[str]) -> int:
 
 
 def render(arguments: list[str]) -> int:
-    """Draw what a source holds, or what a run paints, as pictures and point clouds."""
+    """Draw what a synthetic world holds, or what a run paints, as pictures and point clouds."""
 
-    def options(what: Word, out: Path, frames: int = 4, split: str = "val") -> tuple[str, Path, int, str]:
+    def options(
+        what: Word,
+        out: Path,
+        frames: int = 4,
+        split: str = "val",
+        beams: int | None = None,
+        camera: tuple[float, float, float, float, float] | None = None,
+    ) -> tuple[str, Path, int, str, int | None, tuple[float, ...] | None]:
         """Draw frames, spread over a split.
 
         Args:
@@ -135,10 +142,13 @@ def render(arguments: list[str]) -> int:
             out: the folder to write to.
             frames: how many.
             split: train or val.
+            beams: of the world's LiDAR, in place of the preset's.
+            camera: one more camera for the world, where the car has none: x y z in metres from the car, how far it is
+                turned left and how far down in degrees.
         """
-        return what, out, frames, split
+        return what, out, frames, split, beams, camera
 
-    what, out, frames, split = _parse(options, render, arguments)
+    what, out, frames, split, beams, camera = _parse(options, render, arguments)
     if frames < 1:
         raise ValueError(f"--frames must be at least 1, got {frames}")
     if (Path(what) / "config.yaml").is_file():
@@ -149,13 +159,80 @@ def render(arguments: list[str]) -> int:
     else:
         from cofield.data import open_source
         from cofield.data.simulate import World
-        from cofield.view.gallery import render_world
+        from cofield.view.gallery import render_world, with_sensors
 
         source = open_source(what, split=split)
         if not isinstance(source, World):
             raise ValueError(f"render draws runs and synthetic worlds; {what} is neither (check-data draws data sets)")
-        render_world(source, out, frames)
+        render_world(with_sensors(source, beams, camera), out, frames)
     print(f"{frames} frames of {what} are in {out}")
+    return 0
+
+
+def check_data(arguments: list[str]) -> int:
+    """Say in seconds whether a folder is the data set it should be, and draw what is in it."""
+    import json as machine
+    from dataclasses import asdict
+
+    from cofield.view import check
+
+    def options(
+        source: Word,
+        root: Path,
+        version: str | None = None,
+        out: Path = Path("check"),
+        frames: int = 4,
+        json: bool = False,
+    ) -> tuple[str, Path, str | None, Path, int, bool]:
+        """Check a handful of frames: files, calibration, boxes against points, time, labels.
+
+        Args:
+            source: nuscenes, kitti, semantickitti or scribblekitti.
+            root: its folder.
+            version: of nuScenes.
+            out: the folder for the overlay pictures.
+            frames: how many to look at.
+            json: print the findings for machines.
+        """
+        return source, root, version, out, frames, json
+
+    source, root, version, out, frames, as_json = _parse(options, check_data, arguments)
+    findings = check.check_data(source, root, version, out, frames)
+    if as_json:
+        print(machine.dumps([asdict(finding) for finding in findings]))
+    else:
+        print("\n".join(str(finding) for finding in findings) or f"OK; pictures are in {out}")
+    return 1 if findings else 0
+
+
+def export(arguments: list[str]) -> int:
+    """Write a source as a nuScenes, KITTI or SemanticKITTI folder."""
+    from cofield.data import open_source
+    from cofield.data.export import export as write
+
+    def options(
+        source: Word,
+        format: str,
+        root: Path,
+        frames: int | None = None,
+        split: str = "train",
+        source_root: Path | None = None,
+    ) -> tuple[str, str, Path, int | None, str, Path | None]:
+        """Export.
+
+        Args:
+            source: what to write.
+            format: nuscenes, kitti or semantickitti.
+            root: the folder to write to.
+            frames: how many, from the first; all if not given.
+            split: of the source.
+            source_root: the source's own folder, if it is a data set.
+        """
+        return source, format, root, frames, split, source_root
+
+    source, form, root, frames, split, source_root = _parse(options, export, arguments)
+    count = write(open_source(source, source_root, split), form, root, frames)
+    print(f"{count} frames of {source} are in {root}, as {form}")
     return 0
 
 
@@ -258,6 +335,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "recipes": recipes,
     "pretrain": pretrain,
     "finetune": finetune,
+    "check-data": check_data,
+    "export": export,
     "render": render,
     "evaluate": evaluate,
     "report": report,
@@ -299,7 +378,9 @@ def _overview() -> str:
 
 
 def _parse(options: Callable[..., Answer], verb: Callable[..., int], arguments: list[str]) -> Answer:
-    return tyro.cli(options, prog=f"cofield {verb.__name__}", description=verb.__doc__, args=arguments)
+    return tyro.cli(
+        options, prog=f"cofield {verb.__name__.replace('_', '-')}", description=verb.__doc__, args=arguments
+    )
 
 
 def _leading_word(arguments: list[str], verb: Callable[..., int], meaning: str) -> tuple[str, list[str]]:

@@ -9,6 +9,7 @@ from cofield.frame import Batch, collate
 from cofield.geometry import inverse, pose, transform, yaw_rotation
 from cofield.grid import Volume
 from cofield.models.blocks import compute_in
+from cofield.models.camera import MaskToken
 from cofield.models.field import light
 from cofield.models.lift import DepthBins, Lift
 from cofield.models.mask import hide
@@ -156,6 +157,26 @@ def test_turning_the_world_and_the_cameras_turns_the_lifted_volume() -> None:
     occupied = (one.features != 0).any(1)
     assert 100 < occupied.sum() < 240
     assert not torch.allclose(two.features, one.features, atol=1e-4)
+
+
+def test_the_mask_token_is_tiled_over_hidden_patches() -> None:
+    token = MaskToken(4)
+    with torch.no_grad():
+        token.patch.copy_(torch.randn(3, 4, 4, generator=generator("token")))
+    images = torch.rand(1, 2, 3, 8, 12, generator=generator("images"))
+    hidden = torch.zeros(1, 2, 8, 12, dtype=torch.bool)
+    hidden[0, 1, 4:, 8:] = hidden[0, 1, :4, :4] = True
+    out = token(images, hidden)
+    torch.testing.assert_close(out[0, 1, :, 4:, 8:], token.patch)
+    torch.testing.assert_close(out[0, 1, :, :4, :4], token.patch)
+    torch.testing.assert_close(out[0, 0], token(images, None)[0, 0])
+    with pytest.raises(ValueError, match="does not tile"):
+        token(torch.zeros(1, 1, 3, 6, 8), torch.zeros(1, 1, 6, 8, dtype=torch.bool))
+
+
+def test_no_geometry_is_stored_in_a_trunk() -> None:
+    learned = {name for name, _ in trunk().named_parameters()}
+    assert set(trunk().state_dict()) == learned
 
 
 def test_padding_is_not_lifted() -> None:

@@ -61,7 +61,8 @@ def test_pictures_and_clouds_are_files_that_open(painting: Painting, tmp_path: P
     for path in written:
         assert path.stat().st_size > 100
         if path.suffix == ".png":
-            assert Image.open(path).size[0] > 100
+            with Image.open(path) as image:
+                assert image.size[0] > 100
         else:
             assert path.read_bytes().startswith(b"ply")
 
@@ -83,7 +84,7 @@ def test_measuring_counts_only_what_was_hidden() -> None:
 
 def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(config(), tmp_path / "run", Hand(), Hand(2))
-    monkeypatch.setattr(report, "open_source", lambda *_: Hand(2))
+    monkeypatch.setattr(report, "open_split", lambda *_: Hand(2))
     out = tmp_path / "page" / "report.html"
     report.report_run(tmp_path / "run", out, 1, [("divider", 0.1, 0.3), ("miou", 0.2, 0.15)])
     page = out.read_text()

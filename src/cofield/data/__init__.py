@@ -34,8 +34,15 @@ class Source(Protocol):
         ...
 
 
-def open_source(name: str, root: Path | str | None = None, split: str = "train") -> Source:
-    """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`."""
+FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
+
+
+def open_source(name: str, root: Path | str | None = None, split: str = "train", version: str | None = None) -> Source:
+    """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`.
+
+    Args:
+        version: of nuScenes; None is the only one there is, or else v1.0-trainval.
+    """
     kind, _, rest = name.partition(":")
     match kind:
         case "world":
@@ -43,5 +50,11 @@ def open_source(name: str, root: Path | str | None = None, split: str = "train")
 
             preset, _, town = rest.partition("@")
             return World(preset, town=town or "tune", split=split)
+        case "nuscenes" | "kitti" | "semantickitti" | "scribblekitti":
+            from cofield.data.folders import open_folder
+
+            if root is None:
+                raise ValueError(f"{kind} is read from a folder: say which, with --root")
+            return open_folder(kind, Path(root), split, version)
         case _:
-            raise ValueError(f"no source is called {name!r}; there is world:PRESET")
+            raise ValueError(f"no source is called {name!r}; there is world:PRESET, {', '.join(FOLDERS)}")

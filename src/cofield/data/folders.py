@@ -5,13 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cofield.classes import Classes
-from cofield.data import Source
+from cofield.data import FOLDERS, Source
 from cofield.data.kitti import Kitti
 from cofield.data.nuscenes import NuScenes
 from cofield.data.semantickitti import SemanticKitti
 from cofield.frame import Frame
-
-FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 
 _log = logging.getLogger(__name__)
 

@@ -19,6 +19,9 @@ class Data:
     """Where frames come from.
 
     Args:
+        root: the folder of a data set.
+        version: of nuScenes.
+        skip_broken: step over frames that cannot be read, and say which.
         batch: frames per step.
         workers: processes that load frames beside the training.
         validation: held-out frames that the validation loss is measured on.
@@ -27,10 +30,12 @@ class Data:
 
     source: str = "world:small"
     root: str | None = None
+    version: str | None = None
     batch: int = 4
     workers: int = 1
     validation: int = 32
     store: bool = False
+    skip_broken: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
+from cofield.data.folders import SkipBroken
 from cofield.data.fractions import Subset, labelled
 from cofield.data.loader import evaluation_batches, spread, training_batches
 from cofield.data.stored import Stored
@@ -116,7 +117,9 @@ def fit(
 
 def open_split(data: Data, split: str) -> Source:
     """The frames of a split, kept on disk if the configuration says so."""
-    source = open_source(data.source, data.root, split)
+    source = open_source(data.source, data.root, split, data.version)
+    if data.skip_broken and split == "train":
+        source = SkipBroken(source)
     return Stored(source, split) if data.store else source
 
 

@@ -1,13 +1,29 @@
 """Frames of a world as files: pictures of every camera with its truth, the view from above, the point cloud."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from cofield.data.rig import Mount
 from cofield.data.simulate import World
 from cofield.frame import Frame
 from cofield.view import paint
+
+EXTRA = (360, 640)  # the size of a camera that the car does not carry
+
+
+def with_sensors(world: World, beams: int | None, camera: tuple[float, ...] | None) -> World:
+    """The world with another number of beams, or with one more camera at x, y, z, turned left and down in degrees."""
+    rig = world.rig
+    if beams is not None:
+        rig = replace(rig, beams=beams)
+    if camera is not None:
+        x, y, z, left, down = camera
+        extra = Mount.looking("extra", EXTRA, EXTRA[1] * 0.6, (EXTRA[1] / 2, EXTRA[0] / 2), (x, y, z), left, down)
+        rig = replace(rig, cameras=(*rig.cameras, extra))
+    return World(world.preset, world.town, world.split, rig)
 
 
 def render_world(world: World, out: Path, frames: int = 4) -> None:

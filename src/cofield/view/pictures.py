@@ -1,5 +1,6 @@
 """What a pre-trained field paints, beside what it was shown and what is true."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cofield.data import open_source
 from cofield.data.loader import spread
 from cofield.grid import Grid
 from cofield.models.render import Seen
 from cofield.ops.voxelize import nearest
 from cofield.train.measure import Painting, measure, paint_frame, with_novel
-from cofield.train.run import open_run
+from cofield.train.run import open_run, open_split
 from cofield.train.views import View
 from cofield.view.paint import Picture, depth_picture, picture, tiles, write_ply
 
@@ -137,7 +137,7 @@ def write_pictures(painting: Painting, grid: Grid, out: Path, name: str) -> list
 def render_run(folder: Path, out: Path, frames: int, split: str = "val") -> dict[str, float]:
     """Write the pictures of a run's held-out frames, spread over a split; the score of those frames."""
     config, task = open_run(folder)
-    source = open_source(config.data.source, config.data.root, split)
+    source = open_split(replace(config.data, store=False), split)
     indices = spread(len(source), frames)
     for frame, novel in with_novel(source, indices):
         write_pictures(paint_frame(task, frame, novel), config.grid, out, frame.token)
@@ -147,7 +147,7 @@ def render_run(folder: Path, out: Path, frames: int, split: str = "val") -> dict
 def measure_run(folder: Path, frames: int) -> dict[str, float]:
     """The score of a run on held-out frames."""
     config, task = open_run(folder)
-    source = open_source(config.data.source, config.data.root, "val")
+    source = open_split(replace(config.data, store=False), "val")
     return measure(task, source, spread(len(source), frames))
 
 

@@ -3,17 +3,17 @@
 import base64
 import html
 from collections.abc import Iterable
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cofield.data import open_source
 from cofield.data.loader import spread
 from cofield.train.config import as_yaml
 from cofield.train.measure import measure, paint_frame, with_novel
-from cofield.train.run import open_run
+from cofield.train.run import open_run, open_split
 from cofield.train.watch import read_metrics
 from cofield.view.paint import Picture, tiles
 from cofield.view.pictures import above_pictures, beam_pictures, camera_pictures, novel_pictures
@@ -54,7 +54,7 @@ def report_run(
         comparison: names with a value from scratch and one from this run's trunk, to be shown first.
     """
     config, task = open_run(folder)
-    source = open_source(config.data.source, config.data.root, "val")
+    source = open_split(replace(config.data, store=False), "val")
     indices = spread(len(source), frames)
     sections = []
     for frame, novel in with_novel(source, indices):
