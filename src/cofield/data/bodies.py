@@ -226,7 +226,7 @@ def _truck(length: float, width: float, height: float, cargo: bool) -> Mesh:
     ]  # fmt: skip
     if cargo:
         parts.append(block((-half, cab - 0.15), (-wide, wide), (0.95, height), PANEL, SECOND))
-    axles = [half - 1.1, -half + 1.3] + ([] if cargo else [-half + 0.6 + 1.6 * 0.5])
+    axles = [half - 1.1, -half + 1.3] + ([] if cargo else [-half + 2.35])
     parts += _wheels([(x, 0.99 * wide) for x in axles], 0.48, 0.32)
     return joined(parts + _lamps(half, -half, 0.85 * wide, 0.6))
 

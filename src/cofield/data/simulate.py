@@ -304,8 +304,8 @@ def _sweep(
     """The returns of some columns of beams at one moment."""
     azimuth = np.pi - (columns + 0.5) * 2 * np.pi / rig.azimuths
     elevation = np.radians(np.linspace(*rig.elevation_deg, rig.beams))
-    a, e = np.meshgrid(azimuth, elevation, indexing="ij")
-    local = np.stack([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)], -1).reshape(-1, 3)
+    flat, rise = np.cos(elevation), np.broadcast_to(np.sin(elevation), (len(azimuth), rig.beams))
+    local = np.stack([np.cos(azimuth)[:, None] * flat, np.sin(azimuth)[:, None] * flat, rise], -1).reshape(-1, 3)
     pose = town_T_ego.numpy()
     direction = (local @ pose[:3, :3].T).astype(np.float32)
     start = (pose[:3, :3] @ np.array(rig.lidar) + pose[:3, 3]).astype(np.float32)
