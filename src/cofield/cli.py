@@ -174,6 +174,7 @@ def check_data(arguments: list[str]) -> int:
     import json as machine
     from dataclasses import asdict
 
+    from cofield.data import FOLDERS
     from cofield.view import check
 
     def options(
@@ -197,6 +198,8 @@ def check_data(arguments: list[str]) -> int:
         return source, root, version, out, frames, json
 
     source, root, version, out, frames, as_json = _parse(options, check_data, arguments)
+    if source not in FOLDERS:
+        raise ValueError(f"no data set is called {source!r}; there is {', '.join(FOLDERS)}")
     findings = check.check_data(source, root, version, out, frames)
     if as_json:
         print(machine.dumps([asdict(finding) for finding in findings]))

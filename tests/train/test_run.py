@@ -91,7 +91,7 @@ def test_another_configuration_does_not_enter_a_run(tmp_path: Path) -> None:
     base = config()
     claim(base, tmp_path / "run")
     other = replace(base, loss=replace(base.loss, colour=7.0), optim=replace(base.optim, seed=3))
-    with pytest.raises(ValueError, match=r"loss.colour was 10.0 and is 7.0, optim.seed was 0 and is 3"):
+    with pytest.raises(ValueError, match=r"loss.colour was 30.0 and is 7.0, optim.seed was 0 and is 3"):
         claim(other, tmp_path / "run")
 
 
