@@ -20,6 +20,10 @@ _HOME = {
     "BoxGrid": "cofield.grid",
     "CylinderGrid": "cofield.grid",
     "Rays": "cofield.rays",
+    "recipe": "cofield.train.recipes",
+    "pretrain": "cofield.train.run",
+    "finetune": "cofield.train.run",
+    "load": "cofield.train.predict",
 }
 __all__ = ["__version__", *_HOME]
 

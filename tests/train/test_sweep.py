@@ -64,6 +64,21 @@ def test_fine_tuning_starts_from_the_trunk_and_writes_what_it_did(tmp_path: Path
         open_finetuned(pretrained)
 
 
+def test_a_run_is_loaded_as_a_function_of_a_frame(tmp_path: Path, pretrained: Path) -> None:
+    import cofield
+
+    volume = cofield.load(pretrained)(frame("a"))
+    assert volume.features.shape == (1, 8, 5, 16, 24)
+    finetune(tuning(), tmp_path / "run", Mapped(6), Mapped(3))
+    prediction = cofield.load(tmp_path / "run")(frame("a"))
+    assert prediction.probability.shape == (8, 32, 48)
+    assert torch.equal(prediction["vehicle"], prediction.probability[6])
+    with pytest.raises(KeyError, match="no layer is called 'sky'; there is drivable_area"):
+        prediction["sky"]
+    with pytest.raises(ValueError, match="is no run"):
+        cofield.load(tmp_path)
+
+
 def test_the_trunk_makes_a_difference_from_the_first_step_and_the_seed_pairs_the_rest(
     tmp_path: Path, pretrained: Path
 ) -> None:
