@@ -76,7 +76,7 @@ def report_run(
         f"<p>What a field learned from {config.optim.steps} steps without a label paints of frames it never saw.</p>",
         *transfer(comparison or []),
         "<h2>Held-out frames</h2>",
-        f"<p>Measured on the {len(indices)} frames shown here, every ray of them.</p>",
+        f"<p>Measured on every ray of {len(indices)} of the {len(source)} held-out frames, shown below.</p>",
         table(("what", "value"), rows),
         *sections,
         "<h2>Learning</h2>",
@@ -136,7 +136,7 @@ def plot(name: str, found: dict[tuple[str, str], list[tuple[int, float]]]) -> st
 
     canvas = Figure(figsize=(4, 2.4), layout="constrained")
     axes = canvas.subplots()
-    for split, style in (("train", {"color": "#9db4cc", "lw": 1}), ("held_out", {"color": "#c2410c", "lw": 1.8})):
+    for split, style in (("train", {"color": "#9db4cc", "lw": 1}), ("held_out", {"color": "#c2410c", "lw": 1.8, "marker": "o", "markersize": 3})):
         points = found.get((split, name), [])
         if points:
             steps, values = zip(*points, strict=True)
