@@ -34,6 +34,24 @@ class Source(Protocol):
         ...
 
 
+class Wrapped:
+    """What a source over another source has of it."""
+
+    source: Source
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def box_classes(self) -> Classes | None:
+        return self.source.box_classes
+
+    @property
+    def point_classes(self) -> Classes | None:
+        return self.source.point_classes
+
+
 FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 
 

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cofield.classes import Classes
-from cofield.data import FOLDERS, Source
+from cofield.data import FOLDERS, Source, Wrapped
 from cofield.data.kitti import Kitti
 from cofield.data.nuscenes import NuScenes
 from cofield.data.semantickitti import SemanticKitti
@@ -44,7 +43,7 @@ def open_folder(name: str, root: Path, split: str = "train", version: str | None
             raise ValueError(f"no data set is called {name!r}; there is {', '.join(FOLDERS)}")
 
 
-class SkipBroken:
+class SkipBroken(Wrapped):
     """A source whose unreadable frames are replaced by the next readable one.
 
     `skipped` says what was wrong with which frame, so far, in this process; each is also logged once. Meant
@@ -54,18 +53,6 @@ class SkipBroken:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.skipped: dict[int, str] = {}
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def box_classes(self) -> Classes | None:
-        return self.source.box_classes
-
-    @property
-    def point_classes(self) -> Classes | None:
-        return self.source.point_classes
 
     def __len__(self) -> int:
         return len(self.source)

@@ -5,8 +5,7 @@ from typing import Literal
 
 import torch
 
-from cofield.classes import Classes
-from cofield.data import Source
+from cofield.data import Source, Wrapped
 from cofield.draw import generator
 from cofield.frame import Frame
 
@@ -14,23 +13,11 @@ Split = Literal["frames", "scenes"]
 
 
 @dataclass(frozen=True)
-class Subset:
+class Subset(Wrapped):
     """Some frames of a source, as a source."""
 
     source: Source
     indices: list[int]
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def box_classes(self) -> Classes | None:
-        return self.source.box_classes
-
-    @property
-    def point_classes(self) -> Classes | None:
-        return self.source.point_classes
 
     def __len__(self) -> int:
         return len(self.indices)

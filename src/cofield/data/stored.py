@@ -12,13 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cofield.classes import Classes
-from cofield.data import Source
+from cofield.data import Source, Wrapped
 from cofield.frame import Boxes, Camera, Frame, Maps, Points
 from cofield.grid import grid_from_plain
 
 
-class Stored:
+class Stored(Wrapped):
     """A source whose frames are written to a folder when first read, and read from there afterwards.
 
     Several processes may share the folder, which is named after the source, its split and the code that computes
@@ -27,9 +26,6 @@ class Stored:
 
     def __init__(self, source: Source, split: str, folder: Path | None = None) -> None:
         self.source = source
-        self.name: str = source.name
-        self.box_classes: Classes | None = source.box_classes
-        self.point_classes: Classes | None = source.point_classes
         name = f"{source.name}-{split}".replace(":", "-").replace("@", "-")
         self.folder = (folder or cache_folder() / "frames") / f"{name}-{code_edition()}"
 
