@@ -245,18 +245,21 @@ def evaluate(arguments: list[str]) -> int:
 
     from cofield.view.pictures import measure_run
 
-    def options(run: Word, frames: int = 32, json: bool = False) -> tuple[Path, int, bool]:
+    def options(
+        run: Word, frames: int = 32, json: bool = False, results: Path | None = None
+    ) -> tuple[Path, int, bool, Path | None]:
         """Measure what a pre-trained field paints: every ray of the held-out frames.
 
         Args:
             run: the run's folder.
             frames: how many, spread over the held-out split.
             json: print it for machines.
+            results: a results file to write, results/rendering/NAME.json for instance.
         """
-        return Path(run), frames, json
+        return Path(run), frames, json, results
 
-    folder, frames, as_json = _parse(options, evaluate, arguments)
-    scores = measure_run(folder, frames)
+    folder, frames, as_json, results = _parse(options, evaluate, arguments)
+    scores = measure_run(folder, frames, results)
     print(machine.dumps(scores) if as_json else "\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
     return 0
 

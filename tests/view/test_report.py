@@ -9,6 +9,7 @@ from PIL import Image
 
 from cofield.train.build import build_pretraining
 from cofield.train.measure import Painting, measure, paint_frame
+from cofield.train.results import read_results
 from cofield.train.run import pretrain
 from cofield.view import demo, pictures, report
 from streets import GRID, Hand, config, frame
@@ -95,6 +96,15 @@ def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path, monkeypatch:
     assert "rate: 0.002" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "nothing is loaded from elsewhere"
     assert "viewport" in page
+
+
+def test_measuring_a_run_writes_rows_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(config(), tmp_path / "run", Hand(), Hand(2))
+    monkeypatch.setattr(pictures, "open_split", lambda *_: Hand(2))
+    scores = pictures.measure_run(tmp_path / "run", 2, tmp_path / "rendering" / "hand.json")
+    rows = read_results(tmp_path / "rendering")
+    assert {row["metric"]: row["value"] for row in rows} == scores
+    assert {(row["task"], row["source"], row["seed"], row["frames"]) for row in rows} == {("pretrain", "hand", 0, 2)}
 
 
 def test_smoothing_keeps_length_and_level() -> None:

@@ -1,5 +1,6 @@
 """What a pre-trained field paints, beside what it was shown and what is true."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cofield.grid import Grid
 from cofield.models.render import Seen
 from cofield.ops.voxelize import nearest
 from cofield.train.measure import Painting, measure, paint_frame, with_novel
+from cofield.train.results import write_results
 from cofield.train.run import open_run, open_split
 from cofield.train.views import View
 from cofield.view.paint import Picture, depth_picture, picture, tiles, write_ply
@@ -144,11 +146,19 @@ def render_run(folder: Path, out: Path, frames: int, split: str = "val") -> dict
     return measure(task, source, indices)
 
 
-def measure_run(folder: Path, frames: int) -> dict[str, float]:
-    """The score of a run on held-out frames."""
+def measure_run(folder: Path, frames: int, results: Path | None = None) -> dict[str, float]:
+    """The score of a run on held-out frames, also written as results if a file is named."""
+    began = time.monotonic()
     config, task = open_run(folder)
     source = open_split(replace(config.data, store=False), "val")
-    return measure(task, source, spread(len(source), frames))
+    indices = spread(len(source), frames)
+    scores = measure(task, source, indices)
+    if results is not None:
+        common = {"task": "pretrain", "source": source.name, "steps": config.optim.steps, "seed": config.optim.seed}
+        common |= {"frames": len(indices)}
+        rows = [common | {"metric": name, "value": value} for name, value in scores.items()]
+        write_results(results, rows, time.monotonic() - began)
+    return scores
 
 
 def scattered(place: Tensor, values: Float[Tensor, "r"], shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,91 @@
+"""Fill the tables of README and docs from the files under results/: `python docs/fill_tables.py [--check]`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; what is between is replaced.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cofield.train.results import read_results
+from cofield.view.report import MEANING
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Fill, or with --check say which page is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = [page for page in PAGES if filled(page.read_text()) != page.read_text()]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} {'is out of date' if check else 'filled'}")
+        if not check:
+            page.write_text(filled(page.read_text()))
+    return int(check and bool(stale))
+
+
+def filled(text: str) -> str:
+    """The page with its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- end of table -->"
+
+    return re.sub(r"<!-- table: (\S+) -->.*?<!-- end of table -->", table, text, flags=re.S)
+
+
+def rendering() -> str:
+    """What pre-trained fields paint of held-out frames."""
+    found = read_results(RESULTS / "rendering")
+    runs = list(dict.fromkeys(row["cell"] for row in found))
+    value = {(row["cell"], row["metric"]): row["value"] for row in found}
+    names = [name for name in MEANING if any((run, name) in value for run in runs)]
+    rows = [[MEANING[name], *(shown(name, value.get((run, name))) for run in runs)] for name in names]
+    return markdown(["held-out frames", *(f"`{run}`" for run in runs)], rows)
+
+
+def shown(name: str, value: float | None) -> str:
+    """Errors as percentages, decibels with one decimal."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if name.endswith("error") else f"{value:.1f}"
+
+
+def world() -> str:
+    """Milliseconds per frame of every preset."""
+    rows = [
+        [f"`{row['case']}`", f"{row['ms']:.0f} ms", f"{row['goal']:.0f} ms", f"{row['ratio']:.2f}"]
+        for row in read_results(RESULTS / "bench-cpu")
+        if row["op"] == "world"
+    ]
+    return markdown(["preset", "a frame, one core, scene building included", "goal", "of the goal"], rows)
+
+
+def step() -> str:
+    """Where a pre-training step's time goes."""
+    found = [row for row in read_results(RESULTS / "bench-cpu") if row["op"] == "step"]
+    rows = [[row["part"], f"{100 * row['share']:.0f} %"] for row in found if "share" in row]
+    (whole,) = [row for row in found if row["part"] == "all"]
+    rows.append([f"**{whole['threads']} threads**", f"**{whole['frames_per_second']:.1f} frames/s**"])
+    return markdown([f"part of a step of `{whole['case']}`", "share"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"rendering": rendering, "world": world, "step": step}
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
