@@ -35,6 +35,10 @@ pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid var(--line); bord
 @media (max-width: 40rem) { .wide img { width: 60rem; max-width: none; } body { padding-top: 1rem; } }
 """
 
+STROKES = {
+    "train": {"color": "#9db4cc", "lw": 1},
+    "held_out": {"color": "#c2410c", "lw": 1.8, "marker": "o", "markersize": 3},
+}
 MEANING = {
     "range_error": "median relative range error of hidden beams inside the grid",
     "psnr": "PSNR of colours in hidden patches, dB",
@@ -136,7 +140,7 @@ def plot(name: str, found: dict[tuple[str, str], list[tuple[int, float]]]) -> st
 
     canvas = Figure(figsize=(4, 2.4), layout="constrained")
     axes = canvas.subplots()
-    for split, style in (("train", {"color": "#9db4cc", "lw": 1}), ("held_out", {"color": "#c2410c", "lw": 1.8, "marker": "o", "markersize": 3})):
+    for split, style in STROKES.items():
         points = found.get((split, name), [])
         if points:
             steps, values = zip(*points, strict=True)
