@@ -29,6 +29,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/world.py
 	$(BIN)/python benchmarks/step.py --out results/bench-cpu/step.json
 
+docs: $(STAMP)
+	$(BIN)/python docs/fill_tables.py
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cofield needs Python 3.11 or newer; say make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from cofield.data.augment import Augment
 from cofield.train import checkpoint, run, watch
 from cofield.train.build import build_pretraining, build_trunk, seeded
 from cofield.train.checkpoint import load_trunk, read_trunk, save_trunk, write_whole
-from cofield.train.config import as_yaml, load_config
+from cofield.train.config import Optim, as_yaml, load_config
 from cofield.train.run import claim, open_run, pretrain, read_checkpoint
 from cofield.train.watch import LAST, read_metrics
 from streets import GRID, Hand, config
@@ -85,6 +86,18 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
     assert train(killed)
     assert all(torch.equal(value, weights(killed)[name]) for name, value in weights(whole).items())
     assert read_metrics(whole / "metrics.csv") == read_metrics(killed / "metrics.csv")
+
+
+def test_augmented_frames_train_and_another_seed_augments_otherwise(tmp_path: Path) -> None:
+    base = config(optim=Optim(steps=2, precision="32", save_every=2, validate_every=2))
+    changed = Augment(scale=(0.9, 1.1), turn=0.5, shift=0.5, flip_x=0.5, flip_y=0.5, drop_points=0.2, image_flip=0.5)
+    results = {}
+    for name, augment in (("plain", Augment()), ("changed", changed), ("again", changed)):
+        assert pretrain(replace(base, augment=augment), tmp_path / name, Hand(), Hand(2))
+        results[name] = weights(tmp_path / name)
+    assert all(value.isfinite().all() for value in results["changed"].values())
+    assert all(torch.equal(value, results["again"][name]) for name, value in results["changed"].items())
+    assert not all(torch.equal(value, results["plain"][name]) for name, value in results["changed"].items())
 
 
 def test_another_configuration_does_not_enter_a_run(tmp_path: Path) -> None:

@@ -55,11 +55,11 @@ class Wrapped:
 FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 
 
-def open_source(name: str, root: Path | str | None = None, split: str = "train", version: str | None = None) -> Source:
+def open_source(name: str, root: Path | str | None = None, split: str = "train") -> Source:
     """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`.
 
-    Args:
-        version: of nuScenes; None is the only one there is, or else v1.0-trainval.
+    Data sets are nuscenes[:VERSION], kitti, semantickitti and scribblekitti. Without its version nuScenes is the only one
+    that is there, or else v1.0-trainval.
     """
     kind, _, rest = name.partition(":")
     match kind:
@@ -73,6 +73,6 @@ def open_source(name: str, root: Path | str | None = None, split: str = "train",
 
             if root is None:
                 raise ValueError(f"{kind} is read from a folder: say which, with --root")
-            return open_folder(kind, Path(root), split, version)
+            return open_folder(kind, Path(root), split, rest or None)
         case _:
             raise ValueError(f"no source is called {name!r}; there is world:PRESET, {', '.join(FOLDERS)}")

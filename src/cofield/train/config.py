@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from cofield.data.augment import Augment
 from cofield.data.fractions import Split
 from cofield.grid import BoxGrid
 from cofield.models.mask import Masking
@@ -19,8 +20,8 @@ class Data:
     """Where frames come from.
 
     Args:
+        source: world:PRESET[@TOWN], nuscenes[:VERSION], kitti, semantickitti or scribblekitti.
         root: the folder of a data set.
-        version: of nuScenes.
         skip_broken: step over frames that cannot be read, and say which.
         batch: frames per step.
         workers: processes that load frames beside the training.
@@ -30,7 +31,6 @@ class Data:
 
     source: str = "world:small"
     root: str | None = None
-    version: str | None = None
     batch: int = 4
     workers: int = 1
     validation: int = 32
@@ -94,6 +94,7 @@ class Pretraining:
     mask: Masking = field(default_factory=Masking)
     views: Sampling = field(default_factory=Sampling)
     loss: Weights = field(default_factory=Weights)
+    augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
 
 
@@ -152,6 +153,7 @@ class Finetuning:
     model: Model = field(default_factory=Model)
     patch: int = 8
     head: Head = field(default_factory=Head)
+    augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
 
 

@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
+from cofield.data.augment import Augment
 from cofield.data.folders import SkipBroken
 from cofield.data.fractions import Subset, labelled
 from cofield.data.loader import evaluation_batches, spread, training_batches
@@ -103,7 +105,8 @@ def fit(
     """Take the steps that are left; whether all were taken."""
     optim, data = config.optim, config.data
     compute_in(task, compute_type(optim.precision))
-    batches = training_batches(source, data.batch, optim.seed, start, data.workers)
+    change = None if config.augment == Augment() else replace(config.augment, seed=optim.seed)
+    batches = training_batches(source, data.batch, optim.seed, start, data.workers, change)
     validation = evaluation_batches(held_out, data.batch, spread(len(held_out), data.validation))
     watch = Watch(folder, optim.steps, optim.save_every, data.batch)
     with quiet_engine():
@@ -117,7 +120,7 @@ def fit(
 
 def open_split(data: Data, split: str) -> Source:
     """The frames of a split, kept on disk if the configuration says so."""
-    source = open_source(data.source, data.root, split, data.version)
+    source = open_source(data.source, data.root, split)
     if data.skip_broken and split == "train":
         source = SkipBroken(source)
     return Stored(source, split) if data.store else source
