@@ -58,8 +58,8 @@ FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 def open_source(name: str, root: Path | str | None = None, split: str = "train") -> Source:
     """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`.
 
-    Data sets are nuscenes[:VERSION], kitti, semantickitti and scribblekitti. Without its version nuScenes is the only one
-    that is there, or else v1.0-trainval.
+    Data sets are nuscenes[:VERSION], kitti, semantickitti and scribblekitti. Without a version nuScenes is the only
+    one that is there, or else v1.0-trainval.
     """
     kind, _, rest = name.partition(":")
     match kind:
