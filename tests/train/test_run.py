@@ -50,15 +50,15 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     train(whole)
     original = watch.Watch.on_train_batch_end
 
-    def stop_after_three(self, trainer, *rest) -> None:
-        if trainer.global_step == 3:
+    def stop_after_four(self, trainer, *rest) -> None:
+        if trainer.global_step == 4:
             signal.raise_signal(signal.SIGINT)
         original(self, trainer, *rest)
 
-    monkeypatch.setattr(watch.Watch, "on_train_batch_end", stop_after_three)
+    monkeypatch.setattr(watch.Watch, "on_train_batch_end", stop_after_four)
     assert not train(halves)
     monkeypatch.setattr(watch.Watch, "on_train_batch_end", original)
-    assert read_checkpoint(halves / LAST)["global_step"] == 3
+    assert read_checkpoint(halves / LAST)["global_step"] == 4
     assert train(halves)
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(halves)[name]), name

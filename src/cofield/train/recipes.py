@@ -13,7 +13,7 @@ TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 
 
 def world_small() -> Pretraining:
     """Cameras and LiDAR of the small synthetic world."""
-    return Pretraining(grid=TOWN, data=Data("world:small", store=True), optim=Optim(steps=1400))
+    return Pretraining(grid=TOWN, data=Data("world:small", store=True, workers=0), optim=Optim(steps=1400))
 
 
 def world_tiny() -> Pretraining:

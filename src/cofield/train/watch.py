@@ -66,6 +66,7 @@ class Watch(Callback):
             trainer.save_checkpoint(self.folder / LAST)
         if self.interrupted:
             trainer.should_stop = True
+            trainer.limit_val_batches = 0  # whoever interrupts does not want to wait for a measurement
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
