@@ -1,5 +1,6 @@
 import torch
 import torch.nn.functional as F
+from torch.library import opcheck
 
 from cofield.draw import generator
 from cofield.ops.sample import corners, sample
@@ -46,6 +47,25 @@ def test_values_and_gradients_equal_those_of_the_grid_sampler() -> None:
     (one * weight).sum().backward()
     (two * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_operator_is_registered_as_torch_expects() -> None:
+    table = torch.randn(9, 3, generator=generator("table"), requires_grad=True)
+    index = torch.randint(9, (6, 8), generator=generator("index"))
+    weight = torch.rand(6, 8, generator=generator("weights"))
+    opcheck(torch.ops.cofield.rows.default, (table, index, weight))
+
+
+def test_the_kernels_gradient_is_that_of_the_bag_it_replaces() -> None:
+    draw = generator("bag")
+    table = torch.randn(50, 4, generator=draw, dtype=torch.float64)
+    index = torch.randint(50, (300, 8), generator=draw)
+    weight = torch.rand(300, 8, generator=draw, dtype=torch.float64)
+    ours, bag = table.clone().requires_grad_(), table.clone().requires_grad_()
+    out = torch.randn(300, 4, generator=draw, dtype=torch.float64)
+    (torch.ops.cofield.rows(ours, index, weight) * out).sum().backward()
+    (F.embedding_bag(index, bag, mode="sum", per_sample_weights=weight) * out).sum().backward()
+    torch.testing.assert_close(ours.grad, bag.grad)
 
 
 def test_an_axis_that_wraps_has_no_seam() -> None:

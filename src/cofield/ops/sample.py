@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cofield.ops.numba.sample import scatter_rows
+
 
 def sample(
     features: Float[Tensor, "b c z y x"],
@@ -29,7 +31,49 @@ def sample(
     table = features.permute(0, 2, 3, 4, 1).reshape(-1, channels)
     index, weight = corners(unit.detach(), (width, height, depth), wraps)
     index = index + (sample_of * (depth * height * width))[:, None]
-    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
+    return _rows(table, index, weight.to(table.dtype))
+
+
+@torch.library.custom_op("cofield::rows", mutates_args=())
+def _rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Σ_k weight[n, k] · table[index[n, k]]."""
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+
+
+@_rows.register_fake
+def _(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    return table.new_empty(len(index), table.shape[1])
+
+
+@torch.library.custom_op("cofield::rows_backward", mutates_args=())
+def _rows_backward(grad: Tensor, index: Tensor, weight: Tensor, rows: int) -> Tensor:
+    table = grad.new_zeros(rows, grad.shape[1])
+    if grad.device.type == "cpu":
+        # The library's own gradient sorts the indices first; that alone takes longer than this.
+        scatter_rows(index.numpy(), weight.numpy(), grad.contiguous().numpy(), table.numpy())
+        return table
+    for column, share in zip(index.unbind(1), weight.unbind(1), strict=True):
+        table.index_add_(0, column, share[:, None] * grad)
+    return table
+
+
+@_rows_backward.register_fake
+def _(grad: Tensor, index: Tensor, weight: Tensor, rows: int) -> Tensor:
+    return grad.new_empty(rows, grad.shape[1])
+
+
+def _keep(ctx, inputs, output) -> None:
+    table, index, weight = inputs
+    ctx.save_for_backward(index, weight)
+    ctx.rows = len(table)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    index, weight = ctx.saved_tensors
+    return _rows_backward(grad, index, weight, ctx.rows), None, None
+
+
+_rows.register_autograd(_backward, setup_context=_keep)
 
 
 def corners(
