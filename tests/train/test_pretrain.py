@@ -10,7 +10,7 @@ from cofield.train.losses import Term, Weights, total
 from cofield.train.recipes import RECIPES, recipe
 from cofield.train.tasks import Pretrain
 from cofield.train.views import Target
-from streets import config, frame
+from streets import GRID, config, frame
 
 
 def batch(count: int = 300) -> Batch:
@@ -31,6 +31,14 @@ def test_gradient_reaches_every_weight_that_is_built(model: dict[str, str], loss
     for name, weight in task.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().sum() > 0, name
+
+
+def test_a_flat_grid_is_the_special_case_of_one_layer() -> None:
+    """The field then knows heights only by their encoding, and everything still learns."""
+    task = build_pretraining(replace(config(), grid=GRID.flat()))
+    assert task.trunk(batch()).features.shape == (2, 8, 1, 16, 24)
+    loss_of(task, batch()).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in task.parameters())
 
 
 def test_the_weights_are_what_the_recipe_says_at_every_step() -> None:
