@@ -89,8 +89,9 @@ class Watch(Callback):
         rate = (step - self._first) / max(1e-9, time.monotonic() - self._began)
         left = (self.steps - step) / max(1e-9, rate)
         terms = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if name != "loss")
+        loss = f"{values['loss']:.4f}" + f" ({terms})" * bool(terms)
         return (
-            f"step {step}/{self.steps}  loss {values['loss']:.4f} ({terms})  "
+            f"step {step}/{self.steps}  loss {loss}  "
             f"{rate * self.batch:.1f} frames/s, {int(left) // 60}:{int(left) % 60:02d} left"
         )
 
