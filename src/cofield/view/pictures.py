@@ -66,12 +66,17 @@ def novel_pictures(painting: Painting) -> list[tuple[str, Picture]]:
     return found
 
 
-def beam_pictures(painting: Painting, rows: int = 32, columns: int = 360) -> list[tuple[str, Picture]]:
-    """The LiDAR as a panorama of ranges: what was visible, rendered, true, and the relative error."""
+def beam_pictures(painting: Painting, columns: int = 360) -> list[tuple[str, Picture]]:
+    """The LiDAR as a panorama of ranges: what was visible, rendered, true, and the relative error.
+
+    A row is a beam where the elevations tell beams apart, and else a thirty-second of the field of view.
+    """
     view, seen = painting.views["beam"]
     away = view.rays.direction
     azimuth = torch.atan2(away[:, 1], away[:, 0])
     elevation = torch.asin(away[:, 2].clamp(-1, 1))
+    beams = len((elevation.rad2deg() * 10).round().unique())
+    rows = beams if 1 < beams <= 128 else 32
     low, high = (float(elevation.min()), float(elevation.max())) if len(away) else (0.0, 1.0)
     row = ((high - elevation) / max(1e-6, high - low) * (rows - 1)).round().long()
     column = ((np.pi - azimuth) / (2 * np.pi) * columns).long() % columns
