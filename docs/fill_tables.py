@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cofield.train.results import interval, paired_difference, read_results
+from cofield.train.results import read_results
 from cofield.view.report import MEANING
 
 ROOT = Path(__file__).parent.parent
@@ -52,22 +52,6 @@ def rendering() -> str:
     return markdown(["held-out frames", *(f"`{run}`" for run in runs)], rows)
 
 
-def label_efficiency() -> str:
-    """Mean IoU for every label fraction and start, and the paired difference to scratch, with 95 % intervals."""
-    found = [row for row in read_results(RESULTS / "label-efficiency") if row["metric"] == "miou"]
-    rows = []
-    for fraction in sorted({row["fraction"] for row in found}):
-        here = [row for row in found if row["fraction"] == fraction]
-        scratch = [row for row in here if row["init"] == "scratch"]
-        for init in dict.fromkeys(row["init"] for row in sorted(here, key=lambda row: row["init"], reverse=True)):
-            mine = [row for row in here if row["init"] == init]
-            seeds = {row["seed"] for row in mine} & {row["seed"] for row in scratch}
-            gain = "–" if init == "scratch" else str(paired_difference(mine, scratch, key=lambda row: row["seed"]))
-            mean = str(interval(row["value"] for row in mine))
-            rows.append([f"{fraction:.0%}", init, str(mine[0]["steps"]), str(len(seeds)), mean, gain])
-    return markdown(["labels", "start", "steps", "seeds", "mean IoU", "over scratch, paired"], rows)
-
-
 def shown(name: str, value: float | None) -> str:
     """Errors as percentages, decibels with one decimal."""
     if value is None:
@@ -94,12 +78,7 @@ def step() -> str:
     return markdown([f"part of a step of `{whole['case']}`", "share"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "rendering": rendering,
-    "label-efficiency": label_efficiency,
-    "world": world,
-    "step": step,
-}
+TABLES: dict[str, Callable[[], str]] = {"rendering": rendering, "world": world, "step": step}
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
