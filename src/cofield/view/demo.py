@@ -57,7 +57,7 @@ def verdict(comparison: list[tuple[str, float, float]], out: Path, seconds: floa
             "",
             *lines,
             "",
-            "One seed and one choice of labels: a demonstration, not a result. With seeds, and for as long as you like:",
+            "One seed and one choice of labels: a demonstration, not a result. With several seeds:",
             f"cofield sweep NAME --inits scratch pretrained --trunks {out / 'pretrained'} --recipe map:world:tiny",
             "",
             f"Pictures and curves: {out / 'report.html'}   ({seconds / 60:.1f} minutes)",
