@@ -2,11 +2,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cofield.cli import VERBS, main
+from cofield.train.config import Pretraining
+from cofield.train.recipes import recipe_for, repeat
 
 
 def run(*arguments: str) -> int:
@@ -76,6 +79,24 @@ def test_recipes_are_listed_printed_and_compared(capsys: pytest.CaptureFixture[s
     assert "steps: 1400" in capsys.readouterr().out
     assert run("recipes", "world:small", "--diff", "world:tiny") == 0
     assert "optim.steps was 1400 and is 400" in capsys.readouterr().out
+
+
+def test_the_command_that_repeats_a_run_gives_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = recipe_for("world:small", Pretraining)
+    wanted = replace(
+        base,
+        data=replace(base.data, source="world:small@report", store=False, workers=2),
+        loss=replace(base.loss, colour=5.0, masked_only=("range", "colour")),
+        optim=replace(base.optim, steps=3, validate_every=7),
+    )
+    taken = []
+    monkeypatch.setattr("cofield.train.run.pretrain", lambda config, folder: taken.append(config) or True)
+    words = repeat(wanted).split()
+    assert words[:2] == ["cofield", "pretrain"]
+    assert run(*words[1:], "--run", str(tmp_path)) == 0
+    assert taken == [wanted]
 
 
 def test_help_is_instant() -> None:

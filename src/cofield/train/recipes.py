@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cofield.grid import BoxGrid
-from cofield.train.config import Config, Data, Finetuning, Optim, Pretraining
+from cofield.train.config import Config, Data, Finetuning, Optim, Pretraining, flat
 
 Kind = TypeVar("Kind", bound=Config)
 TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 8))
@@ -61,6 +61,27 @@ def recipe(name: str) -> Config:
     if name not in RECIPES:
         raise ValueError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def repeat(config: Pretraining) -> str:
+    """The command that trains this configuration: the closest recipe, and a flag for every field that differs."""
+    known = {name: make() for name, make in RECIPES.items()}
+    mine = flat(config)
+    changes = {
+        name: {field: value for field, value in mine.items() if flat(other)[field] != value}
+        for name, other in known.items()
+        if isinstance(other, Pretraining)
+    }
+    name = min(changes, key=lambda each: len(changes[each]))
+    return " ".join(["cofield pretrain", name, *(_flag(field, value) for field, value in changes[name].items())])
+
+
+def _flag(field: str, value: object) -> str:
+    group, _, name = field.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return f"--{group}.{'' if value else 'no-'}{name}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([f"--{group}.{name}", *map(str, values)])
 
 
 def recipe_for(name: str, kind: type[Kind]) -> Kind:

@@ -16,7 +16,6 @@ REQUIRED = (
     "numba",
     "embreex",
     "trimesh",
-    "einops",
     "jaxtyping",
     "tyro",
     "pydantic",

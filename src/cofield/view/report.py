@@ -13,6 +13,7 @@ from PIL import Image
 from cofield.data.loader import spread
 from cofield.train.config import as_yaml
 from cofield.train.measure import measure, paint_frame, with_novel
+from cofield.train.recipes import repeat
 from cofield.train.run import open_run, open_split
 from cofield.train.watch import read_metrics
 from cofield.view.paint import Picture, tiles
@@ -86,8 +87,8 @@ def report_run(
         "<h2>Learning</h2>",
         curves(folder / "metrics.csv"),
         "<h2>Repeat it</h2>",
-        f"<pre>cofield pretrain {html.escape(config.data.source)} --run NEW-FOLDER</pre>",
-        "<p>with these values, where they differ from the recipe:</p>",
+        f"<pre>{html.escape(repeat(config))} --run NEW-FOLDER</pre>",
+        "<p>which stands for:</p>",
         f"<pre>{html.escape(as_yaml(config))}</pre>",
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
