@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cofield.train.results import read_results
+from cofield.view.efficiency import HEAD, lines
 from cofield.view.report import MEANING
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,24 @@ def rendering() -> str:
     return markdown(["held-out frames", *(f"`{run}`" for run in runs)], rows)
 
 
+def label_efficiency() -> str:
+    """Mean IoU for every label fraction and start, and the paired difference to scratch, with 95 % intervals."""
+    found = lines(read_results(RESULTS / "label-efficiency"), "miou")
+    return markdown([*HEAD], [[*line.cells()] for line in found])
+
+
+def label_classes() -> str:
+    """The gain of every class at the smallest fraction."""
+    found = read_results(RESULTS / "label-efficiency")
+    names = dict.fromkeys(row["metric"] for row in found if row["metric"] != "miou")
+    rows = []
+    for name in names:
+        start, *others = [line for line in lines(found, name) if line.fraction == min(row["fraction"] for row in found)]
+        gained = next(line for line in others if line.init == "pretrained")
+        rows.append([name.replace("_", " "), str(start.value), str(gained.value), gained.cells()[-1]])
+    return markdown(["IoU", "scratch", "pre-trained", "paired difference"], rows)
+
+
 def shown(name: str, value: float | None) -> str:
     """Errors as percentages, decibels with one decimal."""
     if value is None:
@@ -78,7 +97,13 @@ def step() -> str:
     return markdown([f"part of a step of `{whole['case']}`", "share"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"rendering": rendering, "world": world, "step": step}
+TABLES: dict[str, Callable[[], str]] = {
+    "rendering": rendering,
+    "label-efficiency": label_efficiency,
+    "label-classes": label_classes,
+    "world": world,
+    "step": step,
+}
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

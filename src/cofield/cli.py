@@ -61,10 +61,10 @@ def recipes(arguments: list[str]) -> int:
 def pretrain(arguments: list[str]) -> int:
     """Pre-train a recipe: hide, lift, render, compare. The same command again resumes it."""
     from cofield.train.config import Pretraining
-    from cofield.train.recipes import RECIPES, recipe_for
+    from cofield.train.recipes import fitting, recipe_for
     from cofield.train.run import pretrain as train
 
-    name, rest = _leading_word(arguments, pretrain, f"the recipe to train: {', '.join(RECIPES)}")
+    name, rest = _leading_word(arguments, pretrain, fitting(Pretraining))
     start = recipe_for(name, Pretraining)
 
     def options(
@@ -85,10 +85,10 @@ def pretrain(arguments: list[str]) -> int:
 def finetune(arguments: list[str]) -> int:
     """Train a head, and the trunk under it, from labels. The same command again resumes it."""
     from cofield.train.config import Finetuning
-    from cofield.train.recipes import RECIPES, recipe_for
+    from cofield.train.recipes import fitting, recipe_for
     from cofield.train.run import finetune as train
 
-    name, rest = _leading_word(arguments, finetune, f"the recipe to train: {', '.join(RECIPES)}")
+    name, rest = _leading_word(arguments, finetune, fitting(Finetuning))
     start = recipe_for(name, Finetuning)
 
     def options(
@@ -265,21 +265,25 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Put a run's pictures, curves, configuration and numbers into one HTML file."""
+    """Put a run's pictures and numbers, or a sweep's results, into one HTML file."""
+    from cofield.view.efficiency import report_results
     from cofield.view.report import report_run
 
-    def options(run: Word, out: Path, frames: int = 2) -> tuple[Path, Path, int]:
-        """Report a run.
+    def options(what: Word, out: Path, frames: int = 2) -> tuple[Path, Path, int]:
+        """Report.
 
         Args:
-            run: the run's folder.
+            what: the folder of a pre-training run, or of a sweep's results: results/NAME.
             out: the HTML file to write.
-            frames: held-out frames to show.
+            frames: held-out frames to show of a run.
         """
-        return Path(run), out, frames
+        return Path(what), out, frames
 
     folder, out, frames = _parse(options, report, arguments)
-    report_run(folder, out, frames)
+    if any(folder.glob("*.json")) and not (folder / "config.yaml").is_file():
+        report_results(folder, out)
+    else:
+        report_run(folder, out, frames)
     print(f"the report is {out}")
     return 0
 
@@ -389,10 +393,14 @@ def _parse(options: Callable[..., Answer], verb: Callable[..., int], arguments: 
     )
 
 
-def _leading_word(arguments: list[str], verb: Callable[..., int], meaning: str) -> tuple[str, list[str]]:
-    """The first argument, which decides what the others may be."""
+def _leading_word(arguments: list[str], verb: Callable[..., int], recipes: list[str]) -> tuple[str, list[str]]:
+    """The first argument, a recipe, which decides what the others may be."""
+    usage = f"cofield {verb.__name__} RECIPE ..., where RECIPE is one of {', '.join(recipes)}"
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: {usage}\n\n{verb.__doc__}\n\ncofield {verb.__name__} RECIPE --help lists every flag.")
+        sys.exit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"cofield {verb.__name__} takes first {meaning}")
+        raise ValueError(f"the recipe comes first: {usage}")
     return arguments[0], arguments[1:]
 
 

@@ -88,7 +88,11 @@ def recipe_for(name: str, kind: type[Kind]) -> Kind:
     """The recipe of that name, which must be of the kind asked for."""
     chosen = recipe(name)
     if not isinstance(chosen, kind):
-        fitting = [each for each, make in RECIPES.items() if isinstance(make(), kind)]
         verb = "pretrain" if isinstance(chosen, Pretraining) else "finetune"
-        raise ValueError(f"{name} is a recipe for cofield {verb}; here fit {', '.join(fitting)}")
+        raise ValueError(f"{name} is a recipe for cofield {verb}; here fit {', '.join(fitting(kind))}")
     return chosen
+
+
+def fitting(kind: type[Config]) -> list[str]:
+    """The names of the recipes of a kind."""
+    return [name for name, make in RECIPES.items() if isinstance(make(), kind)]

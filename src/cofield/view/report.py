@@ -29,7 +29,7 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.4
 p, figcaption { color: var(--soft); max-width: 46rem; }
 figure { margin: 1rem 0; overflow-x: auto; } img, svg { max-width: 100%; height: auto; border-radius: 4px; }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); }
-.plots svg { background: #fff; width: 100%; }
+.plots svg, .chart svg { background: #fff; width: 100%; } .chart { max-width: 44rem; }
 table { border-collapse: collapse; } td, th { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line);
         text-align: left; font-variant-numeric: tabular-nums; } td + td, th + th { text-align: right; }
 pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: 4px; font-size: .85rem; }
