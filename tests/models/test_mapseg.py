@@ -13,9 +13,9 @@ from cofield.train.build import seeded
 from streets import GRID, frame
 
 
-def head(finer: int = 2, gamma: float = 2.0) -> MapHead:
+def head(finer: int = 2, gamma: float = 2.0, balance: float = 1.0) -> MapHead:
     with seeded("head"):
-        return MapHead(8, GRID, width=16, finer=finer, gamma=gamma)
+        return MapHead(8, GRID, width=16, finer=finer, gamma=gamma, balance=balance)
 
 
 def box(x: float, y: float, yaw: float, label: str) -> Boxes:
@@ -89,3 +89,17 @@ def test_every_weight_of_the_head_has_a_gradient() -> None:
     truth = torch.rand(2, 8, 32, 48, generator=generator("t")) < 0.5
     model.loss(model(volume), truth).backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+def test_cells_of_a_rare_layer_weigh_as_much_as_its_others_up_to_the_limit() -> None:
+    truth = torch.zeros(1, 8, 10, 10, dtype=torch.bool)
+    truth[:, 0, 0] = True  # one cell in ten
+    truth[:, 1, 0, 0] = True  # one in a hundred
+    truth[:, 2] = True
+    logits = torch.zeros(1, 8, 10, 10)
+    plain, each = math.log(2.0), []
+    for balance in (1.0, 20.0):
+        each.append(float(head(gamma=0.0, balance=balance).loss(logits, truth)))
+    assert each[0] == pytest.approx(8 * plain, rel=1e-5)
+    # 0.9 + 9 × 0.1 in the first layer, 0.99 + 20 × 0.01 in the second, nothing new where all or none is true.
+    assert each[1] == pytest.approx((1.8 + 1.19 + 6) * plain, rel=1e-5)

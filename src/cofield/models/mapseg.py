@@ -21,16 +21,21 @@ class MapHead(nn.Module):
 
     Args:
         finer: cells of the raster along one cell of the volume.
+        gamma: of the focal loss; 0 is plain cross-entropy.
+        balance: the most that a layer's positive cells may weigh. They weigh as much as its negative ones together, up
+            to this, so that a layer which covers little is not drowned.
     """
 
-    def __init__(self, channels: int, grid: Grid, width: int = 64, finer: int = 2, gamma: float = 2.0) -> None:
+    def __init__(
+        self, channels: int, grid: Grid, width: int = 64, finer: int = 2, gamma: float = 2.0, balance: float = 1.0
+    ) -> None:
         super().__init__()
         if not isinstance(grid, BoxGrid):
             raise ValueError("maps are rasters along x and y; a cylindrical trunk has none")
         flat = grid.flat()
         count = (flat.count[0] * finer, flat.count[1] * finer, 1)
         self.grid = replace(flat, count=count, cell=(flat.cell[0] / finer, flat.cell[1] / finer, flat.cell[2]))
-        self.gamma = gamma
+        self.gamma, self.balance = gamma, balance
         self.layers = Layers(
             nn.Conv2d(channels * grid.count[2], width, 1),
             Residual(width),
@@ -60,7 +65,9 @@ class MapHead(nn.Module):
         """Focal cross-entropy, the mean over cells summed over layers: easy cells, which are most, count little."""
         bce = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none")
         miss = torch.where(truth, torch.sigmoid(-logits), torch.sigmoid(logits))
-        return (bce * miss**self.gamma).mean((0, 2, 3)).sum()
+        share = truth.float().mean((0, 2, 3), keepdim=True)
+        positive = ((1 - share) / share).clamp(1.0, self.balance)
+        return (bce * miss**self.gamma * torch.where(truth, positive, 1.0)).mean((0, 2, 3)).sum()
 
     def decode(self, logits: Float[Tensor, "b m y x"]) -> Float[Tensor, "b m y x"]:
         """The probability of every layer in every cell."""

@@ -52,7 +52,7 @@ def build_finetuning(config: Finetuning) -> MapSegment:
     with seeded(config.optim.seed, "weights"):
         trunk = build_trunk(config.model, config.grid, config.patch)
     with seeded(config.optim.seed, "head"):
-        head = MapHead(config.model.width, config.grid, config.head.width, config.head.finer, config.head.gamma)
+        head = MapHead(config.model.width, config.grid, **vars(config.head))
     return MapSegment(trunk, head, config.optim)
 
 

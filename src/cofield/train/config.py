@@ -134,11 +134,13 @@ class Head:
     Args:
         finer: raster cells along one cell of the trunk's grid.
         gamma: of the focal loss; 0 is plain cross-entropy.
+        balance: the most that a layer's positive cells may weigh against its negative ones.
     """
 
     width: int = 64
     finer: int = 2
     gamma: float = 2.0
+    balance: float = 1.0
 
 
 @dataclass(frozen=True)
