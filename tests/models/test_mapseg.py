@@ -97,9 +97,8 @@ def test_cells_of_a_rare_layer_weigh_as_much_as_its_others_up_to_the_limit() -> 
     truth[:, 1, 0, 0] = True  # one in a hundred
     truth[:, 2] = True
     logits = torch.zeros(1, 8, 10, 10)
-    plain, each = math.log(2.0), []
-    for balance in (1.0, 20.0):
-        each.append(float(head(gamma=0.0, balance=balance).loss(logits, truth)))
+    plain = math.log(2.0)
+    each = [float(head(gamma=0.0, balance=balance).loss(logits, truth)) for balance in (1.0, 20.0)]
     assert each[0] == pytest.approx(8 * plain, rel=1e-5)
     # 0.9 + 9 × 0.1 in the first layer, 0.99 + 20 × 0.01 in the second, nothing new where all or none is true.
     assert each[1] == pytest.approx((1.8 + 1.19 + 6) * plain, rel=1e-5)

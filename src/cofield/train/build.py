@@ -52,7 +52,8 @@ def build_finetuning(config: Finetuning) -> MapSegment:
     with seeded(config.optim.seed, "weights"):
         trunk = build_trunk(config.model, config.grid, config.patch)
     with seeded(config.optim.seed, "head"):
-        head = MapHead(config.model.width, config.grid, **vars(config.head))
+        wish = config.head
+        head = MapHead(config.model.width, config.grid, wish.width, wish.finer, wish.gamma, wish.balance)
     return MapSegment(trunk, head, config.optim)
 
 
