@@ -10,7 +10,7 @@ from cofield.frame import Frame, Maps
 from cofield.models.mapseg import MapHead
 from cofield.train import run, sweep
 from cofield.train.build import seeded
-from cofield.train.config import Data, Finetuning, Head, Labels, Optim, Start
+from cofield.train.config import Data, Finetuning, Head, Labels, MapTuning, Optim, Start
 from cofield.train.results import interval, paired_difference, read_results, write_results
 from cofield.train.run import finetune, open_finetuned, open_run, pretrain
 from cofield.train.sweep import Cell, Sweep, cells, claimed, run_sweep
@@ -28,7 +28,7 @@ class Mapped(Hand):
         return replace(frame(f"frame {index}"), maps=Maps(layers, grid))
 
 
-def tuning(**groups: object) -> Finetuning:
+def tuning(**groups: object) -> MapTuning:
     base = config()
     parts = {
         "data": Data(source="hand", batch=2, workers=0, validation=3),
@@ -37,7 +37,7 @@ def tuning(**groups: object) -> Finetuning:
         "optim": Optim(steps=4, rate=1e-3, precision="32", save_every=2, validate_every=4),
         "labels": Labels(fraction=0.5),
     }
-    return Finetuning(grid=GRID, **parts | groups)  # pyright: ignore[reportArgumentType]
+    return MapTuning(grid=GRID, **parts | groups)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")

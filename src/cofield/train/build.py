@@ -14,8 +14,8 @@ from cofield.models.lidar import Pillars
 from cofield.models.lift import DepthBins, Lift
 from cofield.models.mapseg import MapHead
 from cofield.models.trunk import CameraBranch, Trunk
-from cofield.train.config import Finetuning, Model, Pretraining
-from cofield.train.tasks import MapSegment, Pretrain
+from cofield.train.config import Finetuning, MapTuning, Model, Pretraining
+from cofield.train.tasks import MapSegment, Pretrain, Supervised
 
 
 def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
@@ -47,14 +47,16 @@ def build_pretraining(config: Pretraining) -> Pretrain:
     return Pretrain(trunk, field, background, config.mask, config.views, config.loss, config.optim)
 
 
-def build_finetuning(config: Finetuning) -> MapSegment:
+def build_finetuning(config: Finetuning) -> Supervised:
     """The trunk and a fresh head, and the task that trains both."""
     with seeded(config.optim.seed, "weights"):
         trunk = build_trunk(config.model, config.grid, config.patch)
     with seeded(config.optim.seed, "head"):
-        wish = config.head
-        head = MapHead(config.model.width, config.grid, wish.width, wish.finer, wish.gamma, wish.balance)
-    return MapSegment(trunk, head, config.optim)
+        match config:
+            case MapTuning(head=wish):
+                head = MapHead(config.model.width, config.grid, wish.width, wish.finer, wish.gamma, wish.balance)
+                return MapSegment(trunk, head, config.optim)
+    raise ValueError(f"no task is called {type(config).__name__}")
 
 
 @contextmanager

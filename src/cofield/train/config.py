@@ -145,27 +145,34 @@ class Head:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """A whole fine-tuning run."""
+    """What every fine-tuning run has; each task adds its head."""
 
     grid: BoxGrid
-    task: Literal["map"] = "map"
+    task: str = ""
     data: Data = field(default_factory=Data)
     start: Start = field(default_factory=Start)
     labels: Labels = field(default_factory=Labels)
     model: Model = field(default_factory=Model)
     patch: int = 8
-    head: Head = field(default_factory=Head)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
 
 
+@dataclass(frozen=True)
+class MapTuning(Finetuning):
+    """A whole run of map segmentation."""
+
+    task: Literal["map"] = "map"
+    head: Head = field(default_factory=Head)
+
+
 Config = Pretraining | Finetuning
-_ANY = TypeAdapter(Annotated[Config, Field(discriminator="task")])
+_ANY = TypeAdapter(Annotated[Pretraining | MapTuning, Field(discriminator="task")])
 
 
 def as_yaml(config: Config) -> str:
     """The configuration as YAML."""
-    return yaml.safe_dump(_ANY.dump_python(config, mode="json"), sort_keys=False)
+    return yaml.safe_dump(TypeAdapter(type(config)).dump_python(config, mode="json"), sort_keys=False)
 
 
 def load_config(path: Path) -> Config:

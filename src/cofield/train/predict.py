@@ -13,6 +13,7 @@ from cofield.grid import Grid, Volume
 from cofield.models.mapseg import LAYERS
 from cofield.train.config import Finetuning
 from cofield.train.run import open_finetuned, open_run, run_config
+from cofield.train.tasks import MapSegment, Supervised
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,20 @@ class MapPrediction:
         return self.probability[self.names.index(name)]
 
 
+def predicted(task: Supervised, frame: Frame) -> MapPrediction:
+    """What a fine-tuned task says of one frame."""
+    match task:
+        case MapSegment():
+            return MapPrediction(task(collate([frame]))[0], LAYERS, task.head.grid)
+    raise ValueError(f"a {type(task).__name__} does not predict single frames")
+
+
 def load(run: Path | str) -> Callable[[Frame], MapPrediction | Volume]:
     """What a run has learned to say of a frame: a fine-tuned one its map, a pre-trained one the trunk's volume."""
     folder = Path(run)
     if isinstance(run_config(folder), Finetuning):
-        _, mapper = open_finetuned(folder)
-
-        @torch.no_grad()
-        def predict_map(frame: Frame) -> MapPrediction:
-            return MapPrediction(mapper(collate([frame]))[0], LAYERS, mapper.head.grid)
-
-        return predict_map
+        _, task = open_finetuned(folder)
+        return torch.no_grad()(lambda frame: predicted(task, frame))
     _, painter = open_run(folder)
 
     @torch.no_grad()

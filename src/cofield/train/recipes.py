@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cofield.grid import BoxGrid
-from cofield.train.config import Config, Data, Finetuning, Optim, Pretraining, flat
+from cofield.train.config import Config, Data, MapTuning, Optim, Pretraining, flat
 
 Kind = TypeVar("Kind", bound=Config)
 TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 8))
@@ -34,13 +34,13 @@ def world_small_lidar() -> Pretraining:
     return replace(small, model=replace(small.model, camera="none"))
 
 
-def map_world_small() -> Finetuning:
+def map_world_small() -> MapTuning:
     """Map layers, vehicles and pedestrians on the small synthetic world."""
     data = Data("world:small", store=True, workers=0, validation=10_000)
-    return Finetuning(grid=TOWN, data=data, optim=Optim(steps=200, rate=1e-3, validate_every=200))
+    return MapTuning(grid=TOWN, data=data, optim=Optim(steps=200, rate=1e-3, validate_every=200))
 
 
-def map_world_tiny() -> Finetuning:
+def map_world_tiny() -> MapTuning:
     """The same with half the beams."""
     small = map_world_small()
     return replace(small, data=replace(small.data, source="world:tiny"))
@@ -93,6 +93,6 @@ def recipe_for(name: str, kind: type[Kind]) -> Kind:
     return chosen
 
 
-def fitting(kind: type[Config]) -> list[str]:
+def fitting(kind: type) -> list[str]:
     """The names of the recipes of a kind."""
     return [name for name, make in RECIPES.items() if isinstance(make(), kind)]

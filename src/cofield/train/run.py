@@ -24,12 +24,12 @@ from cofield.models.blocks import compute_in
 from cofield.models.trunk import Trunk
 from cofield.train.build import build_finetuning, build_pretraining
 from cofield.train.checkpoint import LoadReport, load_trunk, save_trunk, write_whole
-from cofield.train.config import Data, Finetuning, Optim, Pretraining, as_yaml, differences, load_config
-from cofield.train.tasks import MapSegment, Pretrain
+from cofield.train.config import Config, Data, Finetuning, Optim, Pretraining, as_yaml, differences, load_config
+from cofield.train.tasks import Pretrain, Supervised
 from cofield.train.watch import LAST, Watch, WholeFiles, say
 
 CONFIG, TRUNK, SCORES = "config.yaml", "trunk.safetensors", "scores.json"
-Task = TypeVar("Task", Pretrain, MapSegment)
+Task = TypeVar("Task", Pretrain, Supervised)
 
 
 def pretrain(config: Pretraining, folder: Path, source: Source | None = None, held_out: Source | None = None) -> bool:
@@ -95,8 +95,8 @@ def start_trunk(trunk: Trunk, config: Finetuning) -> LoadReport | str:
 
 
 def fit(
-    task: Pretrain | MapSegment,
-    config: Pretraining | Finetuning,
+    task: Pretrain | Supervised,
+    config: Config,
     folder: Path,
     start: int,
     source: Source,
@@ -148,7 +148,7 @@ def build_trainer(optim: Optim, folder: Path, watch: Watch) -> lightning.Trainer
     )
 
 
-def claim(config: Pretraining | Finetuning, folder: Path) -> int:
+def claim(config: Config, folder: Path) -> int:
     """The step to start from: 0 in a new folder, later in one that holds the same run."""
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / CONFIG
@@ -186,7 +186,7 @@ def open_run(folder: Path) -> tuple[Pretraining, Pretrain]:
     return config, _filled(build_pretraining(config), config, folder)
 
 
-def open_finetuned(folder: Path) -> tuple[Finetuning, MapSegment]:
+def open_finetuned(folder: Path) -> tuple[Finetuning, Supervised]:
     """The configuration of a fine-tuning run and its task with the weights of its last checkpoint."""
     config = run_config(folder)
     if not isinstance(config, Finetuning):
@@ -196,14 +196,14 @@ def open_finetuned(folder: Path) -> tuple[Finetuning, MapSegment]:
     return config, _filled(build_finetuning(config), config, folder)
 
 
-def run_config(folder: Path) -> Pretraining | Finetuning:
+def run_config(folder: Path) -> Config:
     """What a run is."""
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is no run: it has no {CONFIG}")
     return load_config(folder / CONFIG)
 
 
-def _filled(task: Task, config: Pretraining | Finetuning, folder: Path) -> Task:
+def _filled(task: Task, config: Config, folder: Path) -> Task:
     if not (folder / LAST).is_file():
         raise ValueError(f"{folder} has no {LAST} yet; the first is written after {config.optim.save_every} steps")
     task.load_state_dict(read_checkpoint(folder / LAST)["state_dict"])

@@ -1,6 +1,8 @@
 """What is trained: each task turns a batch into named terms."""
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import lightning
 import torch
@@ -23,6 +25,18 @@ from cofield.train.schedule import one_cycle
 from cofield.train.views import Sampling, View, above_view, beam_view, camera_view
 
 MEASURE = "measure"  # the seed of all draws when measuring: every run is measured on the same pieces
+
+
+@runtime_checkable
+class Score(Protocol):
+    """Counts over a whole split, and what they come to."""
+
+    def compute(self) -> dict[str, float]:
+        """Every measured value by its name."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=Score)
 
 
 class Pretrain(lightning.LightningModule):
@@ -101,29 +115,39 @@ class Pretrain(lightning.LightningModule):
         return one_cycle_adamw(self, self.optim)
 
 
-class MapSegment(lightning.LightningModule):
-    """Trunk and head learn map layers and occupied ground from labelled frames."""
+class Supervised(lightning.LightningModule, ABC, Generic[Kept]):
+    """Trunk and head learn from labelled frames; what differs between tasks is the head and how it is scored."""
 
-    def __init__(self, trunk: Trunk, head: MapHead, optim: Optim) -> None:
+    trunk: Trunk
+    optim: Optim
+
+    def __init__(self, trunk: Trunk, optim: Optim) -> None:
         super().__init__()
-        self.trunk, self.head, self.optim = trunk, head, optim
-        self.score = MapIoU(LAYERS)
+        self.trunk, self.optim = trunk, optim
         self.latest: dict[str, float] = {}
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The probability of every layer in every cell."""
-        return self.head.decode(self.head(self.trunk(batch)))
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """How wrong the head is about a batch."""
+
+    @abstractmethod
+    def fresh_score(self) -> Kept:
+        """What predictions are counted in."""
+
+    @abstractmethod
+    def count(self, score: Kept, batch: Batch) -> None:
+        """Add a batch's predictions to the score."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.head.loss(self.head(self.trunk(batch)), self.head.encode(batch))
+        loss = self.loss(batch)
         self.log("loss", loss, batch_size=len(batch))
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.score = MapIoU(LAYERS)
+        self.score = self.fresh_score()
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.score.add(self(batch), self.head.encode(batch))
+        self.count(self.score, batch)
 
     def on_validation_epoch_end(self) -> None:
         self.latest = self.score.compute()
@@ -131,6 +155,27 @@ class MapSegment(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return one_cycle_adamw(self, self.optim)
+
+
+class MapSegment(Supervised[MapIoU]):
+    """Map layers and occupied ground."""
+
+    def __init__(self, trunk: Trunk, head: MapHead, optim: Optim) -> None:
+        super().__init__(trunk, optim)
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The probability of every layer in every cell."""
+        return self.head.decode(self.head(self.trunk(batch)))
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.head.loss(self.head(self.trunk(batch)), self.head.encode(batch))
+
+    def fresh_score(self) -> MapIoU:
+        return MapIoU(LAYERS)
+
+    def count(self, score: MapIoU, batch: Batch) -> None:
+        score.add(self(batch), self.head.encode(batch))
 
 
 def one_cycle_adamw(module: torch.nn.Module, optim: Optim) -> OptimizerLRSchedulerConfig:
