@@ -36,7 +36,7 @@ def main() -> None:
     task = build_pretraining(config).to(device)
     compute_in(task, compute_type(config.optim.precision))
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-4)
-    batches = iter(training_batches(source, config.data.batch, seed=0))
+    batches = iter(training_batches(source, Order(len(source), config.data.batch, seed=0)))
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(arguments.steps + 2):
         clock = Clock(device, seconds)

@@ -31,7 +31,7 @@ def test_the_order_goes_on_where_it_was_stopped() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_know_the_epoch_of_each_frame_and_workers_change_nothing(workers: int) -> None:
-    batches = list(itertools.islice(training_batches(Hand(3), batch=2, seed=0, workers=workers), 3))
+    batches = list(itertools.islice(training_batches(Hand(3), Order(3, 2, seed=0), workers), 3))
     order = list(itertools.islice(Order(3, 2, seed=0), 3))
     for batch, row in zip(batches, order, strict=True):
         assert batch.epochs == tuple(epoch for epoch, _ in row)
@@ -46,8 +46,8 @@ def test_evaluation_shows_the_frames_asked_for_once() -> None:
 
 
 def test_a_source_without_frames_cannot_train() -> None:
-    with pytest.raises(ValueError, match="hand has no frames"):
-        training_batches(Hand(0), 2, seed=0)
+    with pytest.raises(ValueError, match="no frames to train on"):
+        Order(0, 2, seed=0)
 
 
 class Town(Hand):

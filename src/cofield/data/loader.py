@@ -19,12 +19,34 @@ class Order:
     """Batches of places in a source, from step `start` on, without end.
 
     Every epoch is a permutation of the frames; a batch may span two epochs, so none is smaller than another.
+
+    Args:
+        batch: frames of a step, over all processes.
+        process, processes: which of how many takes these batches: it gets its share of every step's frames.
+        pieces: equal batches that a process takes one after the other in a step.
     """
 
     length: int
     batch: int
     seed: int
     start: int = 0
+    process: int = 0
+    processes: int = 1
+    pieces: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.length:
+            raise ValueError("there are no frames to train on")
+        if self.batch % (self.processes * self.pieces):
+            raise ValueError(
+                f"{self.batch} frames a step cannot be dealt to {self.processes} processes in {self.pieces} equal "
+                f"pieces each; make data.batch a multiple of {self.processes * self.pieces}"
+            )
+
+    @property
+    def share(self) -> int:
+        """Frames that a process takes at once."""
+        return self.batch // (self.processes * self.pieces)
 
     def __iter__(self) -> Iterator[list[Place]]:
         epoch, order = -1, torch.empty(0, dtype=torch.long)
@@ -37,7 +59,8 @@ class Order:
                     order = torch.randperm(self.length, generator=generator(self.seed, epoch, "order"))
                 rows.append((epoch, int(order[position % self.length])))
             place += self.batch
-            yield rows
+            for piece in range(self.pieces):
+                yield rows[piece * self.processes + self.process :: self.pieces * self.processes]
 
 
 class _Frames(Dataset):
@@ -54,16 +77,12 @@ class _Frames(Dataset):
 
 def training_batches(
     source: Source,
-    batch: int,
-    seed: int,
-    start: int = 0,
+    order: Order,
     workers: int = 0,
     change: Callable[[Frame, int], Frame] | None = None,
 ) -> DataLoader:
-    """Endless batches for training, from step `start` on."""
-    if not len(source):
-        raise ValueError(f"{source.name} has no frames to train on")
-    return _loader(_Frames(source, change), Order(len(source), batch, seed, start), workers)
+    """Endless batches for training, in an order over the source."""
+    return _loader(_Frames(source, change), order, workers)
 
 
 def evaluation_batches(source: Source, batch: int, indices: list[int], workers: int = 0) -> DataLoader:

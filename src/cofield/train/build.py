@@ -44,7 +44,8 @@ def build_pretraining(config: Pretraining) -> Pretrain:
         trunk = build_trunk(config.model, config.grid, config.mask.patch)
         field = Field(config.model.width, channels, config.model.field_width)
         background = Background() if painted else None
-    return Pretrain(trunk, field, background, config.mask, config.views, config.loss, config.optim)
+    optim = config.optim.scaled(config.data.batch)
+    return Pretrain(trunk, field, background, config.mask, config.views, config.loss, optim)
 
 
 def build_finetuning(config: Finetuning) -> Supervised:
@@ -55,7 +56,7 @@ def build_finetuning(config: Finetuning) -> Supervised:
         match config:
             case MapTuning(head=wish):
                 head = MapHead(config.model.width, config.grid, wish.width, wish.finer, wish.gamma, wish.balance)
-                return MapSegment(trunk, head, config.optim)
+                return MapSegment(trunk, head, config.optim.scaled(config.data.batch))
     raise ValueError(f"no task is called {type(config).__name__}")
 
 

@@ -1,6 +1,6 @@
 """What a run is: plain data, written beside its results so that it can be repeated exactly."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,22 +65,35 @@ class Optim:
 
     Args:
         rate: the highest learning rate; it rises to it over the `warmup` share of the steps and falls to nothing.
+        rate_batch: the frames a step that `rate` is meant for; with another data.batch the rate is scaled in
+            proportion. 0 leaves it as it is.
         clip: the gradient's largest norm.
         precision: of the encoders and the field's layers; geometry and rendering are always fp32. `auto` is bf16
             where the machine computes it natively.
+        devices: GPUs, or processes on a machine without; each takes its share of every step's frames.
+        nodes: machines, each with that many.
+        accumulate: equal pieces that a step's frames are taken in, one after the other, to save memory.
         save_every: steps between checkpoints.
         validate_every: steps between validations.
     """
 
     steps: int = 700
     rate: float = 2e-3
+    rate_batch: int = 0
     weight_decay: float = 0.01
     clip: float = 35.0
     warmup: float = 0.3
     precision: Literal["auto", "32", "bf16"] = "auto"
     seed: int = 0
+    devices: int = 1
+    nodes: int = 1
+    accumulate: int = 1
     save_every: int = 200
     validate_every: int = 200
+
+    def scaled(self, batch: int) -> "Optim":
+        """The same with the learning rate for so many frames a step."""
+        return replace(self, rate=self.rate * batch / self.rate_batch, rate_batch=batch) if self.rate_batch else self
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 import torch
+import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor
 
@@ -60,7 +61,20 @@ class Term:
     @property
     def mean(self) -> Float[Tensor, ""]:
         """The mean error; 0, with a gradient of 0, where nothing is valid."""
-        return self.total / self.count.clamp(min=1)
+        return self.total / torch.where(self.count > 0, self.count, 1.0)
+
+
+def over_processes(terms: dict[str, Term]) -> dict[str, Term]:
+    """The terms of one of several processes, divided so that the mean of all processes' means is the mean over all.
+
+    Processes average their gradients; with each term's count averaged too, a ray weighs the same wherever it is.
+    """
+    if not distributed.is_initialized():
+        return terms
+    counts = torch.stack([term.count for term in terms.values()])
+    distributed.all_reduce(counts)
+    counts = counts / distributed.get_world_size()
+    return {name: Term(term.total, count) for (name, term), count in zip(terms.items(), counts, strict=True)}
 
 
 def compare(view: View, seen: Seen, weights: Weights) -> dict[str, Term]:

@@ -18,7 +18,7 @@ from cofield.data import Source, open_source
 from cofield.data.augment import Augment
 from cofield.data.folders import SkipBroken
 from cofield.data.fractions import Subset, labelled
-from cofield.data.loader import evaluation_batches, spread, training_batches
+from cofield.data.loader import Order, evaluation_batches, spread, training_batches
 from cofield.data.stored import Stored
 from cofield.models.blocks import compute_in
 from cofield.models.trunk import Trunk
@@ -106,11 +106,16 @@ def fit(
     optim, data = config.optim, config.data
     compute_in(task, compute_type(optim.precision))
     change = None if config.augment == Augment() else replace(config.augment, seed=optim.seed)
-    batches = training_batches(source, data.batch, optim.seed, start, data.workers, change)
-    validation = evaluation_batches(held_out, data.batch, spread(len(held_out), data.validation))
     watch = Watch(folder, optim.steps, optim.save_every, data.batch)
     with quiet_engine():
         trainer = build_trainer(optim, folder, watch)
+        process, processes = trainer.global_rank, trainer.world_size
+        order = Order(len(source), data.batch, optim.seed, start, process, processes, optim.accumulate)
+        batches = training_batches(source, order, data.workers, change)
+        rows = spread(len(held_out), data.validation)
+        validation = evaluation_batches(held_out, order.share, rows, data.workers)
+        if trainer.is_global_zero:
+            say(f"the learning rate rises to {task.optim.rate:.3g}, for {data.batch} frames a step")
         trainer.fit(task, batches, validation, ckpt_path=folder / LAST if start else None, weights_only=True)
     if watch.interrupted and trainer.global_step < optim.steps:
         say(f"stopped at step {trainer.global_step} of {optim.steps}; the same command goes on from there")
@@ -130,7 +135,10 @@ def build_trainer(optim: Optim, folder: Path, watch: Watch) -> lightning.Trainer
     """The engine, with nothing in it that our own order of frames, checkpoints or draws would fight with."""
     return lightning.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=optim.devices,
+        num_nodes=optim.nodes,
+        strategy="ddp" if optim.devices * optim.nodes > 1 else "auto",
+        accumulate_grad_batches=optim.accumulate,
         max_steps=optim.steps,
         max_epochs=-1,
         gradient_clip_val=optim.clip,
@@ -141,7 +149,7 @@ def build_trainer(optim: Optim, folder: Path, watch: Watch) -> lightning.Trainer
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=10,
-        val_check_interval=optim.validate_every,
+        val_check_interval=optim.validate_every * optim.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -155,7 +163,7 @@ def claim(config: Config, folder: Path) -> int:
     if not written.exists():
         if (folder / LAST).exists():
             raise ValueError(f"{folder} holds a checkpoint but no {CONFIG}: it is no run of ours; choose another --run")
-        written.write_text(as_yaml(config))
+        write_whole(written, as_yaml(config).encode())
         return 0
     former = load_config(written)
     if former != config:

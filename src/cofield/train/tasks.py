@@ -20,7 +20,7 @@ from cofield.models.mask import Masking, hide
 from cofield.models.render import Seen, render
 from cofield.models.trunk import Trunk
 from cofield.train.config import Optim
-from cofield.train.losses import Term, Weights, compare, total
+from cofield.train.losses import Term, Weights, compare, over_processes, total
 from cofield.train.schedule import one_cycle
 from cofield.train.views import Sampling, View, above_view, beam_view, camera_view
 
@@ -91,10 +91,15 @@ class Pretrain(lightning.LightningModule):
         return replace(seen, channels=seen.channels | {"colour": colour})
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        terms, _ = self(batch, self.optim.seed)
+        terms = self.learn(batch)
         loss = total(terms, self.weights)
-        self.log_dict({"loss": loss, **{name: term.mean for name, term in terms.items()}}, batch_size=len(batch))
+        values = {"loss": loss, **{name: term.mean for name, term in terms.items()}}
+        self.log_dict(values, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
         return loss
+
+    def learn(self, batch: Batch) -> dict[str, Term]:
+        """The terms that a step learns from, alike over how many processes it is spread."""
+        return over_processes(self(batch, self.optim.seed)[0])
 
     def on_validation_epoch_start(self) -> None:
         self.score.reset()
@@ -140,7 +145,7 @@ class Supervised(lightning.LightningModule, ABC, Generic[Kept]):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = self.loss(batch)
-        self.log("loss", loss, batch_size=len(batch))
+        self.log("loss", loss, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -55,7 +55,11 @@ class Watch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         step = trainer.global_step
+        # Whichever process was asked to stop, all of them do.
+        self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" not in name}
         self._write(trainer, step, "train", values)
         done = step >= self.steps

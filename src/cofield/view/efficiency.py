@@ -12,7 +12,7 @@ from cofield.view.report import document, table
 
 MAIN = {"map": "miou"}  # the one number of a task
 ORDER = ("scratch", "scratch-equal-compute", "scratch-converged", "pretrained")
-COLOURS = dict(zip(ORDER, ("#64748b", "#0e7490", "#7c3aed", "#c2410c"), strict=True))
+COLOURS: dict[str, str] = dict(zip(ORDER, ("#64748b", "#0e7490", "#7c3aed", "#c2410c"), strict=True))
 HEAD = ("labels", "start", "steps", "seeds", "mean", "over scratch, paired")
 
 
