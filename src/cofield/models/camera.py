@@ -55,5 +55,8 @@ class ConvCamera(nn.Module):
             Residual(width),
         )
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h8 w8"]:
+    def forward(
+        self, images: Float[Tensor, "n 3 h w"], draws: list[torch.Generator] | None = None
+    ) -> Float[Tensor, "n c h8 w8"]:
+        """The features of normalised images; nothing here is drawn."""
         return self.layers(images)
