@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cofield.data.loader import training_batches
+from cofield.data.loader import Order, training_batches
 from cofield.models.blocks import compute_in
 from cofield.models.mask import hide
 from cofield.train.build import build_pretraining
