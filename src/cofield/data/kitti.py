@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cofield.classes import KITTI, UNKNOWN
-from cofield.data.files import image_size, read_image, read_points, scaled
+from cofield.data.files import read_image, read_points, scaled
 from cofield.frame import Boxes, Camera, Frame, Points
 from cofield.geometry import inverse, pose, rotate, transform
 
@@ -158,11 +158,10 @@ def rectified_camera(
     name: str, path: Path, matrix: Float[Tensor, "3 4"], cam0_T_ego: Tensor, time: float, scale: float
 ) -> Camera:
     """A camera whose 3×4 matrix K [I | t] maps the rectified frame of camera 0 to its pixels."""
-    image = read_image(path, scale)
+    image, size = read_image(path, scale)
     intrinsic = matrix[:, :3]
     shift = pose(torch.eye(3, dtype=torch.float64), torch.linalg.solve(intrinsic, matrix[:, 3]))
     pix_T_cam = pose(intrinsic, torch.zeros(3, dtype=torch.float64))
-    size = image_size(path) if scale != 1.0 else (image.shape[-2], image.shape[-1])
     return Camera(name, image, scaled(pix_T_cam, size, image).float(), (shift @ cam0_T_ego).float(), time)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cofield.classes import DETECTION, LIDARSEG, UNKNOWN, Classes
 from cofield.data.columns import Columns
-from cofield.data.files import image_size, read_image, read_labels, read_panoptic, read_points, scaled
+from cofield.data.files import read_image, read_labels, read_panoptic, read_points, scaled
 from cofield.data.nuscenes_index import open_tables
 from cofield.data.nuscenes_map import open_map, rasterise
 from cofield.frame import Boxes, Camera, Frame, Maps, Points
@@ -176,8 +176,7 @@ class NuScenes:
 
     def _camera(self, name: str, file: int, cam_T_ego: Tensor, time: float) -> Camera:
         path = self._path(file)
-        image = read_image(path, self.scale)
-        size = image_size(path) if self.scale != 1.0 else (image.shape[-2], image.shape[-1])
+        image, size = read_image(path, self.scale)
         matrix = torch.from_numpy(np.array(self.tables["calibration.intrinsic"][self.tables["file.calibration"][file]]))
         pix_T_cam = pose(matrix, torch.zeros(3, dtype=torch.float64))
         return Camera(name, image, scaled(pix_T_cam, size, image).float(), cam_T_ego, time)
@@ -189,19 +188,19 @@ class NuScenes:
         age = (self.tables["file.timestamp"][key] - self.tables["file.timestamp"][files]) * 1e-6
         tables = [read_points(self._path(file), 5) for file in files]
         xyz_ego = np.empty((sum(map(len, tables)), 3), np.float32)
-        intensity = np.empty(len(xyz_ego), np.float32)
-        counts, end = [], 0
-        for table, T in zip(tables, ego_T_lidar.numpy(), strict=True):
+        intensity, ages = np.empty((2, len(xyz_ego)), np.float32)
+        origin, end = np.empty(len(xyz_ego), np.int64), 0
+        for row, (table, T) in enumerate(zip(tables, ego_T_lidar.numpy(), strict=True)):
             # The keyframe keeps all its points: its labels are in their order.
-            close = self.close if counts else 0.0
-            counts.append(_place(table, T, close, xyz_ego[end:], intensity[end:]))
-            end += counts[-1]
+            start, close = end, self.close if row else 0.0
+            end += _place(table, T, close, xyz_ego[start:], intensity[start:])
+            ages[start:end], origin[start:end] = age[row], row
         labels, instances = self._labels(sample, len(tables[0]))
         points = Points(
             xyz_ego=torch.from_numpy(xyz_ego[:end]),
             intensity=torch.from_numpy(intensity[:end]),
-            age=torch.from_numpy(np.repeat(age.astype(np.float32), counts)),
-            origin=torch.from_numpy(np.repeat(np.arange(len(tables)), counts)),
+            age=torch.from_numpy(ages[:end]),
+            origin=torch.from_numpy(origin[:end]),
             labels=None if labels is None else _with_unknown(labels, end),
             instances=None if instances is None else _with_unknown(instances, end),
         )
