@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from cofield.draw import generator
-from cofield.grid import BoxGrid
+from cofield.grid import BoxGrid, CylinderGrid
 from cofield.ops.voxelize import is_nearest, nearest, to_dense, voxelize
 
 GRID = BoxGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 3, 2))
@@ -39,6 +40,40 @@ def test_the_order_of_the_points_does_not_matter() -> None:
     one, two = voxelize(xyz, sample, GRID), voxelize(xyz[order], sample[order], GRID)
     assert torch.equal(one.cell, two.cell)
     torch.testing.assert_close(one.mean(xyz[one.points]), two.mean(xyz[order][two.points]))
+
+
+def test_a_full_cell_keeps_the_first_points_of_the_table() -> None:
+    xyz = torch.tensor([[0.5, 0.5, 0.5]] * 3 + [[3.5, 2.5, 1.5]] + [[0.5, 0.5, 0.5]] * 2)
+    values = torch.tensor([[1.0], [2.0], [6.0], [7.0], [100.0], [100.0]])
+    voxels = voxelize(xyz, torch.zeros(6, dtype=torch.long), GRID).at_most(3)
+    assert voxels.points.tolist() == [0, 1, 2, 3]
+    assert voxels.count().tolist() == [3, 1]
+    assert voxels.mean(values[voxels.points]).tolist() == [[3.0], [7.0]]
+    with pytest.raises(ValueError, match="room for at least one point, got 0"):
+        voxels.at_most(0)
+
+
+def test_up_to_its_limit_a_hard_voxel_is_a_dynamic_one() -> None:
+    draw = generator("limit")
+    xyz = torch.rand(200, 3, generator=draw) * 4
+    dynamic = voxelize(xyz, torch.randint(2, (200,), generator=draw), GRID)
+    count = dynamic.count()
+    for limit in (1, 3, int(count.max())):
+        hard = dynamic.at_most(limit)
+        assert torch.equal(hard.cell, dynamic.cell)
+        assert torch.equal(hard.count(), count.clamp(max=limit))
+    assert torch.equal(hard.mean(xyz[hard.points]), dynamic.mean(xyz[dynamic.points]))
+
+
+def test_occupied_cells_become_sites_in_ascending_order() -> None:
+    xyz = torch.tensor([[3.5, 2.5, 1.5], [0.5, 1.5, 0.5], [0.5, 1.5, 0.6]])
+    voxels = voxelize(xyz, torch.tensor([0, 1, 1]), GRID)
+    sites = voxels.sites(GRID, batch=2)
+    assert sites.coordinates.tolist() == [[0, 1, 2, 3], [1, 0, 1, 0]]
+    assert torch.equal(sites.flat, voxels.cell)
+    assert (sites.shape, sites.batch, sites.wraps) == ((2, 3, 4), 2, (False, False, False))
+    cylinder = CylinderGrid((0.0, -torch.pi, 0.0), (1.0, torch.pi / 4, 1.0), (4, 8, 2))
+    assert voxelize(xyz, torch.tensor([0, 1, 1]), cylinder).sites(cylinder, 2).wraps == (False, True, False)
 
 
 def test_a_z_buffer_keeps_the_nearest() -> None:

@@ -1,12 +1,13 @@
 """Points to voxels: which cells are occupied, and reductions over the points of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cofield.grid import Grid
+from cofield.ops.sparse import Sites, unravel
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,27 @@ class Voxels:
     def count(self) -> Int[Tensor, "v"]:
         """The number of points in each cell."""
         return torch.bincount(self.slot, minlength=len(self))
+
+    def at_most(self, limit: int) -> "Voxels":
+        """The same cells with the first `limit` points of each, in the order of the point table ("hard").
+
+        Which points are kept, and so a cell's mean, depends on that order once a cell is full; what its cells are does
+        not.
+        """
+        if limit < 1:
+            raise ValueError(f"a cell needs room for at least one point, got {limit}")
+        order = self.slot.argsort(stable=True)
+        count = self.count()
+        first = count.cumsum(0) - count
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device) - first[self.slot[order]]
+        kept = rank < limit
+        return replace(self, points=self.points[kept], slot=self.slot[kept])
+
+    def sites(self, grid: Grid, batch: int) -> Sites:
+        """The occupied cells as the sites of sparse volumes."""
+        x, y, z = grid.wraps
+        return Sites(unravel(self.cell, grid.shape), grid.shape, batch, (z, y, x))
 
 
 def voxelize(xyz_ego: Float[Tensor, "p 3"], sample: Int[Tensor, "p"], grid: Grid) -> Voxels:
