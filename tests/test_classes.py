@@ -1,13 +1,17 @@
+import math
+
 import pytest
 import torch
 
 from cofield.classes import (
+    ATTRIBUTES,
     COMMON,
     DETECTION,
     LIDARSEG,
     MAP_LAYERS,
     SEMANTICKITTI,
     UNKNOWN,
+    likely_attributes,
     translate,
     translation,
 )
@@ -41,3 +45,13 @@ def test_spaces_and_names_that_do_not_exist_are_named() -> None:
         DETECTION.index("tram")
     with pytest.raises(ValueError, match="no translation for map-layers"):
         translation(MAP_LAYERS, DETECTION)
+
+
+def test_attributes_follow_from_class_and_speed() -> None:
+    names = ["car", "bus", "bicycle", "pedestrian", "traffic_cone"]
+    label = torch.tensor([DETECTION.index(name) for name in names for _ in range(3)])
+    velocity = torch.tensor([[0.0, 0.1], [3.0, 4.0], [math.nan, math.nan]]).repeat(len(names), 1)
+    told = ["none" if each < 0 else ATTRIBUTES.names[each] for each in likely_attributes(label, velocity).tolist()]
+    still = ["vehicle.parked", "vehicle.stopped", "cycle.without_rider", "pedestrian.standing", "none"]
+    moving = ["vehicle.moving", "vehicle.moving", "cycle.with_rider", "pedestrian.moving", "none"]
+    assert told == [each for pair in zip(still, moving, still, strict=True) for each in pair]

@@ -6,7 +6,7 @@ A label is an index into a `Classes.names`; `UNKNOWN` (-1) is a point, pixel or 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 UNKNOWN = -1
@@ -59,6 +59,17 @@ ATTRIBUTES = Classes(
         "vehicle.stopped",
     ),
 )
+_WHEN_MOVING = dict.fromkeys(VEHICLES, "vehicle.moving") | {
+    "motorcycle": "cycle.with_rider",
+    "bicycle": "cycle.with_rider",
+    "pedestrian": "pedestrian.moving",
+}
+_WHEN_STILL = dict.fromkeys(VEHICLES, "vehicle.parked") | {
+    "bus": "vehicle.stopped",
+    "motorcycle": "cycle.without_rider",
+    "bicycle": "cycle.without_rider",
+    "pedestrian": "pedestrian.standing",
+}
 
 MAP_LAYERS = Classes("map-layers", ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider"))
 
@@ -190,6 +201,20 @@ def translate(labels: Int[Tensor, "*n"], source: Classes, target: Classes) -> In
     """Labels of the source space in the target space; UNKNOWN stays UNKNOWN."""
     table = torch.cat([translation(source, target), torch.tensor([UNKNOWN])]).to(labels.device)
     return table[labels.long()]
+
+
+def likely_attributes(label: Int[Tensor, "n"], velocity: Float[Tensor, "n 2"], still: float = 0.2) -> Int[Tensor, "n"]:
+    """The attribute that each box of `DETECTION` most likely has, by its class and whether it moves.
+
+    The rule of the released detectors. Barriers and cones have none: UNKNOWN. An unknown velocity is no movement.
+
+    Args:
+        still: the speed from which on a box moves, in m/s.
+    """
+    names = [[when.get(name) for when in (_WHEN_STILL, _WHEN_MOVING)] for name in DETECTION.names]
+    table = [[UNKNOWN if name is None else ATTRIBUTES.index(name) for name in pair] for pair in names]
+    moves = (velocity.norm(dim=-1) > still).long()
+    return torch.tensor(table, device=label.device)[label, moves]
 
 
 def _counterpart(name: str, group: str | None, target: Classes) -> str | None:
