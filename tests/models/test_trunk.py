@@ -11,7 +11,7 @@ from cofield.grid import Volume
 from cofield.models.blocks import compute_in
 from cofield.models.camera import MaskToken
 from cofield.models.field import light
-from cofield.models.lift import DepthBins, Lift
+from cofield.models.lift import DepthBins, Lift, depth_image, places
 from cofield.models.mask import hide
 from cofield.models.trunk import Trunk
 from cofield.train.build import build_trunk, seeded
@@ -105,29 +105,24 @@ def test_half_precision_layers_leave_coordinates_alone() -> None:
     assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
 
 
-def lift(bins: DepthBins) -> Lift:
-    with seeded("lift"):
-        return Lift(16, 8, GRID, 8, bins)
-
-
 def test_a_pixels_depth_bins_lie_along_its_ray() -> None:
     batch = collate([frame("a")])
     bins = DepthBins(lower=1.0, step=1.0, count=12)
-    places = lift(bins).places(batch, 2, 5).view(1, 2, 2, 5, 12)
+    where = places(batch, GRID, bins, 8).view(1, 2, 2, 5, 12)
     # The forward camera's feature pixel (0, 2) covers image rows 0 to 8 and columns 16 to 24: its centre is the
     # middle column, 4 pixels above the principal point, so a metre ahead is a fifth of a metre up.
     ahead = bins.centres()
     xyz = torch.stack([0.5 + ahead, 0 * ahead, 1.5 + ahead * 4 / 20], -1)
     cell, inside = GRID.cell_of(xyz)
     assert inside.sum() == 10
-    assert torch.equal(places[0, 0, 0, 2], torch.where(inside, cell, -1))
+    assert torch.equal(where[0, 0, 0, 2], torch.where(inside, cell, -1))
 
 
 def test_the_depth_image_shows_the_nearest_point_and_where_there_is_none() -> None:
     base = frame("a", count=3)
     xyz = torch.tensor([[4.5, 0.01, 1.49], [8.5, 0.01, 1.49], [-5.0, 0.0, 1.5]])
     batch = collate([replace(base, points=replace(base.points, xyz_ego=xyz))])
-    image = lift(DepthBins(1.0, 1.0, 19)).depth_image(batch)
+    image = depth_image(batch, DepthBins(1.0, 1.0, 19))
     assert image.shape == (1, 2, 2, 16, 40)
     assert image[0, 0, 1].sum() == 1
     torch.testing.assert_close(image[0, 0, 0].max(), torch.tensor(4.0 / 20))
@@ -183,10 +178,9 @@ def test_padding_is_not_lifted() -> None:
     batch = collate([frame("a")])
     valid = batch.valid.clone()
     valid[..., 20:] = False
-    model = lift(DepthBins())
-    places = model.places(replace(batch, valid=valid), 2, 5).view(2, 2, 5, -1)
-    assert (places[:, :, 3:] == -1).all()
-    assert (places[:, :, :2] >= 0).any()
+    where = places(replace(batch, valid=valid), GRID, DepthBins(), 8).view(2, 2, 5, -1)
+    assert (where[:, :, 3:] == -1).all()
+    assert (where[:, :, :2] >= 0).any()
 
 
 def test_width_is_what_the_model_says() -> None:
