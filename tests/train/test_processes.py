@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cofield.data.loader import Order, training_batches
 from cofield.train.build import build_pretraining
-from cofield.train.losses import total
 from cofield.train.tasks import Pretrain
 from streets import Hand, config
 
@@ -28,7 +27,7 @@ class Learner(torch.nn.Module):
         self.task = task
 
     def forward(self, batch: object) -> torch.Tensor:
-        return total(self.task.learn(batch), self.task.weights)  # pyright: ignore[reportArgumentType]
+        return self.task.objective(batch)  # pyright: ignore[reportArgumentType]
 
 
 def trained(process: int, processes: int) -> dict[str, torch.Tensor]:

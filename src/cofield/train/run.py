@@ -20,11 +20,13 @@ from cofield.data.folders import SkipBroken
 from cofield.data.fractions import Subset, labelled
 from cofield.data.loader import Order, evaluation_batches, spread, training_batches
 from cofield.data.stored import Stored
+from cofield.frame import collate
 from cofield.models.blocks import compute_in
 from cofield.models.trunk import Trunk
 from cofield.train.build import build_finetuning, build_pretraining
 from cofield.train.checkpoint import LoadReport, load_trunk, save_trunk, write_whole
 from cofield.train.config import Config, Data, Finetuning, Optim, Pretraining, as_yaml, differences, load_config
+from cofield.train.estimate import estimate
 from cofield.train.tasks import Pretrain, Supervised
 from cofield.train.watch import LAST, Watch, WholeFiles, say
 
@@ -114,7 +116,11 @@ def fit(
         batches = training_batches(source, order, data.workers, change)
         rows = spread(len(held_out), data.validation)
         validation = evaluation_batches(held_out, order.share, rows, data.workers)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and start == 0:
+            one = source[0] if change is None else change(source[0], 0)
+            device = trainer.strategy.root_device
+            needed = estimate(task.to(device), collate([one]).to(device), task.objective)
+            say(f"{folder}: {needed.describe(data.batch, order.share, optim.steps)}")
             say(f"the learning rate rises to {task.optim.rate:.3g}, for {data.batch} frames a step")
         trainer.fit(task, batches, validation, ckpt_path=folder / LAST if start else None, weights_only=True)
     if watch.interrupted and trainer.global_step < optim.steps:

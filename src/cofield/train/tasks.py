@@ -97,6 +97,10 @@ class Pretrain(lightning.LightningModule):
         self.log_dict(values, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
         return loss
 
+    def objective(self, batch: Batch) -> Tensor:
+        """What a step makes smaller."""
+        return total(self.learn(batch), self.weights)
+
     def learn(self, batch: Batch) -> dict[str, Term]:
         """The terms that a step learns from, alike over how many processes it is spread."""
         return over_processes(self(batch, self.optim.seed)[0])
@@ -132,7 +136,7 @@ class Supervised(lightning.LightningModule, ABC, Generic[Kept]):
         self.latest: dict[str, float] = {}
 
     @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
+    def objective(self, batch: Batch) -> Tensor:
         """How wrong the head is about a batch."""
 
     @abstractmethod
@@ -144,7 +148,7 @@ class Supervised(lightning.LightningModule, ABC, Generic[Kept]):
         """Add a batch's predictions to the score."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.loss(batch)
+        loss = self.objective(batch)
         self.log("loss", loss, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
         return loss
 
@@ -173,7 +177,7 @@ class MapSegment(Supervised[MapIoU]):
         """The probability of every layer in every cell."""
         return self.head.decode(self.head(self.trunk(batch)))
 
-    def loss(self, batch: Batch) -> Tensor:
+    def objective(self, batch: Batch) -> Tensor:
         return self.head.loss(self.head(self.trunk(batch)), self.head.encode(batch))
 
     def fresh_score(self) -> MapIoU:
