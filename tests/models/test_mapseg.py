@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cofield.classes import DETECTION
+from cofield.classes import DETECTION, MAP_LAYERS
 from cofield.draw import generator
 from cofield.frame import Boxes, Maps, collate
-from cofield.grid import CylinderGrid, Volume
-from cofield.models.mapseg import LAYERS, MapHead, footprint
+from cofield.grid import BoxGrid, CylinderGrid, Volume
+from cofield.models.mapseg import LAYERS, MapHead, Onto, footprint
 from cofield.train.build import seeded
 from streets import GRID, frame
 
@@ -102,3 +102,42 @@ def test_cells_of_a_rare_layer_weigh_as_much_as_its_others_up_to_the_limit() -> 
     assert each[0] == pytest.approx(8 * plain, rel=1e-5)
     # 0.9 + 9 × 0.1 in the first layer, 0.99 + 20 × 0.01 in the second, nothing new where all or none is true.
     assert each[1] == pytest.approx((1.8 + 1.19 + 6) * plain, rel=1e-5)
+
+
+def test_a_raster_of_the_finer_cells_is_the_same_as_finer_cells() -> None:
+    fine = head()
+    with seeded("head"):
+        given = MapHead(8, GRID, width=16, raster=fine.grid)
+    assert given.state_dict().keys() == fine.state_dict().keys()
+    volume = Volume(torch.randn(2, 8, *GRID.shape, generator=generator("v")), GRID)
+    torch.testing.assert_close(given(volume), fine(volume), atol=1e-5, rtol=1e-5)
+
+
+def test_features_on_another_raster_are_those_at_its_cells_and_zero_beyond_the_volume() -> None:
+    raster = BoxGrid(lower=(-11.0, -9.5, 0.0), cell=(0.7, 0.9, 2.0), count=(40, 20, 1), origin_ego=(0.5, -0.25, 0.0))
+    # A feature that is linear in x and y is read exactly, between the outermost centres.
+    plan, wanted = GRID.centres()[0], raster.centres()[0]
+    seen = Onto(GRID, raster)((2 * plan[..., 0] - 3 * plan[..., 1])[None, None])[0, 0]
+    x, y = wanted[..., 0], wanted[..., 1]
+    within = (x.abs() < 11.5) & (y.abs() < 7.5)
+    torch.testing.assert_close(seen[within], (2 * x - 3 * y)[within], atol=1e-4, rtol=1e-5)
+    outside = (x.abs() > 12.0) | (y.abs() > 8.0)
+    assert within.any()
+    assert outside.any()
+    assert not seen[outside].any()
+
+
+def test_the_papers_raster_and_layers_need_no_boxes() -> None:
+    raster = BoxGrid(lower=(-50.0, -50.0, -5.0), cell=(0.5, 0.5, 8.0), count=(200, 200, 1))
+    with seeded("head"):
+        model = MapHead(8, GRID, width=16, raster=raster, occupied=False)
+    assert model.names == MAP_LAYERS.names
+    volume = Volume(torch.randn(1, 8, *GRID.shape, generator=generator("v")), GRID)
+    logits = model(volume)
+    assert logits.shape == (1, 6, 200, 200)
+    layers = torch.rand(6, 200, 200, generator=generator("maps")) < 0.5
+    bare = replace(frame("a"), maps=Maps(layers, raster), boxes=None)
+    truth = model.encode(collate([bare]))
+    assert torch.equal(truth[0], layers)
+    model.loss(logits, truth).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())

@@ -19,31 +19,45 @@ LAYERS = (*MAP_LAYERS.names, *OCCUPANCY)
 class MapHead(nn.Module):
     """The six map layers, and where vehicles and pedestrians stand, as logits on a finer raster than the volume's.
 
+    The paper's raster is ±50 m in cells of 0.5 m around the ego, and it has the six layers alone.
+
     Args:
         finer: cells of the raster along one cell of the volume.
         gamma: of the focal loss; 0 is plain cross-entropy.
         balance: the most that a layer's positive cells may weigh. They weigh as much as its negative ones together, up
             to this, so that a layer which covers little is not drowned.
+        raster: the cells to fill, if not the volume's made finer. Beyond the volume nothing is known of them.
+        occupied: whether to say where vehicles and pedestrians stand.
     """
 
     def __init__(
-        self, channels: int, grid: Grid, width: int = 64, finer: int = 2, gamma: float = 2.0, balance: float = 1.0
+        self,
+        channels: int,
+        grid: Grid,
+        width: int = 64,
+        finer: int = 2,
+        gamma: float = 2.0,
+        balance: float = 1.0,
+        raster: BoxGrid | None = None,
+        occupied: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(grid, BoxGrid):
             raise ValueError("maps are rasters along x and y; a cylindrical trunk has none")
         flat = grid.flat()
         count = (flat.count[0] * finer, flat.count[1] * finer, 1)
-        self.grid = replace(flat, count=count, cell=(flat.cell[0] / finer, flat.cell[1] / finer, flat.cell[2]))
+        fine = replace(flat, count=count, cell=(flat.cell[0] / finer, flat.cell[1] / finer, flat.cell[2]))
+        self.grid = raster or fine
+        self.names = LAYERS if occupied else MAP_LAYERS.names
         self.gamma, self.balance = gamma, balance
         self.layers = Layers(
             nn.Conv2d(channels * grid.count[2], width, 1),
             Residual(width),
             Residual(width),
-            nn.Upsample(scale_factor=finer, mode="bilinear"),
+            Onto(grid, raster) if raster else nn.Upsample(scale_factor=finer, mode="bilinear"),
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(width, len(LAYERS), 1),
+            nn.Conv2d(width, len(self.names), 1),
         )
 
     def forward(self, volume: Volume) -> Float[Tensor, "b m y x"]:
@@ -51,15 +65,18 @@ class MapHead(nn.Module):
 
     def encode(self, batch: Batch) -> Bool[Tensor, "b m y x"]:
         """What is true: the frames' maps, and the footprints of their boxes."""
-        if batch.maps is None or any(boxes is None for boxes in batch.boxes):
-            raise ValueError("map segmentation needs frames with maps and boxes; these have none")
+        occupied = len(self.names) > len(MAP_LAYERS)
+        boxes = [each for each in batch.boxes if each is not None] if occupied else []
+        if batch.maps is None or (occupied and len(boxes) < len(batch)):
+            raise ValueError(f"map segmentation needs frames with maps{' and boxes' * occupied}; these have none")
         if batch.maps.shape[-2:] != self.grid.shape[1:]:
             raise ValueError(
                 f"the frames' maps are {list(batch.maps.shape[-2:])} cells, the head's {list(self.grid.shape[1:])}; "
                 f"open the source with map_grid {self.grid.describe()}"
             )
-        footprints = [footprint(boxes, self.grid) for boxes in batch.boxes if boxes is not None]
-        return torch.cat([batch.maps, torch.stack(footprints)], 1)
+        if not occupied:
+            return batch.maps
+        return torch.cat([batch.maps, torch.stack([footprint(each, self.grid) for each in boxes])], 1)
 
     def loss(self, logits: Float[Tensor, "b m y x"], truth: Bool[Tensor, "b m y x"]) -> Float[Tensor, ""]:
         """Focal cross-entropy, the mean over cells summed over layers: easy cells, which are most, count little."""
@@ -72,6 +89,28 @@ class MapHead(nn.Module):
     def decode(self, logits: Float[Tensor, "b m y x"]) -> Float[Tensor, "b m y x"]:
         """The probability of every layer in every cell."""
         return logits.sigmoid()
+
+
+class Onto(nn.Module):
+    """Features of one raster on another whose cells lie along the same axes: bilinear, and zero beyond the first."""
+
+    def __init__(self, grid: BoxGrid, raster: BoxGrid) -> None:
+        super().__init__()
+        unit = grid.to_unit(raster.centres()[0])
+        self.rows: Tensor
+        self.columns: Tensor
+        self.register_buffer("rows", shares(unit[:, 0, 1], grid.count[1]), persistent=False)
+        self.register_buffer("columns", shares(unit[0, :, 0], grid.count[0]), persistent=False)
+
+    def forward(self, features: Float[Tensor, "b c v u"]) -> Float[Tensor, "b c y x"]:
+        return self.rows @ features @ self.columns.mT
+
+
+def shares(unit: Float[Tensor, "r"], count: int) -> Float[Tensor, "r n"]:
+    """How much each of `count` cells counts at places 0..1 along them; rows sum to one, or to zero outside."""
+    place = (unit * count - 0.5).clamp(0, count - 1)
+    tent = (1 - (place[:, None] - torch.arange(count)).abs()).clamp(min=0)
+    return tent * ((unit >= 0) & (unit < 1))[:, None]
 
 
 def footprint(boxes: Boxes, grid: Grid) -> Bool[Tensor, "k y x"]:
