@@ -110,6 +110,10 @@ class Boxes:
         """The boxes at the given places."""
         return replace(self, **{k: v[which] for k, v in _tensors(self).items()})
 
+    def to(self, device: torch.device | str) -> "Boxes":
+        """The boxes on another device."""
+        return _mapped(self, lambda tensor: tensor.to(device))
+
     def corners(self) -> Float[Tensor, "n 8 3"]:
         """The corners; index bits 4, 2, 1 are the far side in x, y, z."""
         bits = torch.tensor([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], device=self.centre.device)

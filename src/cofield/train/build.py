@@ -7,15 +7,18 @@ import torch
 
 from cofield.draw import Key, counted_seed
 from cofield.grid import Grid
+from cofield.models.bev import Bev
 from cofield.models.camera import ConvCamera, MaskToken
+from cofield.models.centerpoint import CenterPoint
 from cofield.models.field import Background, Field
 from cofield.models.fuse import Fuse
 from cofield.models.lidar import Pillars
 from cofield.models.lift import DepthBins, Lift
 from cofield.models.mapseg import MapHead
+from cofield.models.transfusion import TransFusion
 from cofield.models.trunk import CameraBranch, Trunk
-from cofield.train.config import Finetuning, MapTuning, Model, Pretraining
-from cofield.train.tasks import MapSegment, Pretrain, Supervised
+from cofield.train.config import BoxHead, BoxTuning, Finetuning, MapTuning, Model, Pretraining
+from cofield.train.tasks import Detect, MapSegment, Pretrain, Supervised
 
 
 def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
@@ -52,12 +55,25 @@ def build_finetuning(config: Finetuning) -> Supervised:
     """The trunk and a fresh head, and the task that trains both."""
     with seeded(config.optim.seed, "weights"):
         trunk = build_trunk(config.model, config.grid, config.patch)
+    optim = config.optim.scaled(config.data.batch)
     with seeded(config.optim.seed, "head"):
         match config:
             case MapTuning(head=wish):
                 head = MapHead(config.model.width, config.grid, wish.width, wish.finer, wish.gamma, wish.balance)
-                return MapSegment(trunk, head, config.optim.scaled(config.data.batch))
+                return MapSegment(trunk, head, optim)
+            case BoxTuning(head=wish):
+                return Detect(trunk, build_box_head(wish, config.model.width, config.grid), optim)
     raise ValueError(f"no task is called {type(config).__name__}")
+
+
+def build_box_head(wish: BoxHead, channels: int, grid: Grid) -> CenterPoint | TransFusion:
+    """The detection head, on its two-dimensional network."""
+    bev = Bev(channels, grid, wish.bev_width, wish.bev_depth, wish.bev_out, wish.finer)
+    match wish.kind:
+        case "centerpoint":
+            return CenterPoint(bev, wish.width)
+        case "transfusion":
+            return TransFusion(bev, wish.width, wish.queries)
 
 
 @contextmanager

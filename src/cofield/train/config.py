@@ -157,6 +157,29 @@ class Head:
 
 
 @dataclass(frozen=True)
+class BoxHead:
+    """The detection head and the two-dimensional network below it.
+
+    Args:
+        kind: centerpoint finds peaks of heat maps, transfusion asks with the surest of them.
+        width: channels of the head.
+        bev_width: channels of the network's first stage; the second has twice as many.
+        bev_depth: convolutions of each of its stages after the first.
+        bev_out: channels of its result.
+        finer: cells of the heat map along one cell of the trunk's grid.
+        queries: of transfusion.
+    """
+
+    kind: Literal["centerpoint", "transfusion"] = "centerpoint"
+    width: int = 64
+    bev_width: int = 64
+    bev_depth: int = 2
+    bev_out: int = 128
+    finer: int = 2
+    queries: int = 100
+
+
+@dataclass(frozen=True)
 class Finetuning:
     """What every fine-tuning run has; each task adds its head."""
 
@@ -179,8 +202,16 @@ class MapTuning(Finetuning):
     head: Head = field(default_factory=Head)
 
 
+@dataclass(frozen=True)
+class BoxTuning(Finetuning):
+    """A whole run of detection."""
+
+    task: Literal["detect"] = "detect"
+    head: BoxHead = field(default_factory=BoxHead)
+
+
 Config = Pretraining | Finetuning
-_ANY = TypeAdapter(Annotated[Pretraining | MapTuning, Field(discriminator="task")])
+_ANY = TypeAdapter(Annotated[Pretraining | MapTuning | BoxTuning, Field(discriminator="task")])
 
 
 def as_yaml(config: Config) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cofield.grid import BoxGrid
-from cofield.train.config import Config, Data, MapTuning, Optim, Pretraining, flat
+from cofield.train.config import BoxTuning, Config, Data, MapTuning, Optim, Pretraining, flat
 
 Kind = TypeVar("Kind", bound=Config)
 TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 8))
@@ -35,14 +35,31 @@ def world_small_lidar() -> Pretraining:
 
 
 def map_world_small() -> MapTuning:
-    """Map layers, vehicles and pedestrians on the small synthetic world."""
-    data = Data("world:small", store=True, workers=0, validation=10_000)
-    return MapTuning(grid=TOWN, data=data, optim=Optim(steps=200, rate=1e-3, validate_every=200))
+    """Map layers, vehicles and pedestrians on the small synthetic world; chosen for few labels, on its town `tune`."""
+    return MapTuning(
+        grid=TOWN,
+        data=Data("world:small", store=True, workers=0, batch=2, validation=10_000),
+        head=Head(gamma=0.0, balance=20.0),
+        augment=Augment(flip_x=0.5, flip_y=0.5),
+        optim=Optim(steps=200, rate=2e-3, validate_every=200),
+    )
 
 
 def map_world_tiny() -> MapTuning:
     """The same with half the beams."""
     small = map_world_small()
+    return replace(small, data=replace(small.data, source="world:tiny"))
+
+
+def boxes_world_small() -> BoxTuning:
+    """All boxes of the small synthetic world, from every label: about an hour on two cores."""
+    data = Data("world:small", store=True, workers=0, validation=10_000)
+    return BoxTuning(grid=TOWN, data=data, optim=Optim(steps=5000, rate=1e-3, validate_every=1000))
+
+
+def boxes_world_tiny() -> BoxTuning:
+    """The same with half the beams."""
+    small = boxes_world_small()
     return replace(small, data=replace(small.data, source="world:tiny"))
 
 
@@ -53,6 +70,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "world:small-lidar": world_small_lidar,
     "map:world:tiny": map_world_tiny,
     "map:world:small": map_world_small,
+    "boxes:world:tiny": boxes_world_tiny,
+    "boxes:world:small": boxes_world_small,
 }
 
 

@@ -2,22 +2,26 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, TypeVar
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from cofield.classes import likely_attributes
 from cofield.draw import Key
-from cofield.frame import Batch, Hidden
+from cofield.frame import Batch, Boxes, Hidden
 from cofield.grid import Volume
 from cofield.metrics.iou import MapIoU
+from cofield.metrics.nuscenes import MOST_BOXES, RANGES, NuScenesScore
 from cofield.metrics.render import RenderScore
+from cofield.models.centerpoint import CenterPoint
 from cofield.models.field import Background, Field, light
 from cofield.models.mapseg import LAYERS, MapHead
 from cofield.models.mask import Masking, hide
 from cofield.models.render import Seen, render
+from cofield.models.transfusion import TransFusion
 from cofield.models.trunk import Trunk
 from cofield.train.config import Optim
 from cofield.train.losses import Term, Weights, compare, over_processes, total
@@ -27,16 +31,7 @@ from cofield.train.views import Sampling, View, above_view, beam_view, camera_vi
 MEASURE = "measure"  # the seed of all draws when measuring: every run is measured on the same pieces
 
 
-@runtime_checkable
-class Score(Protocol):
-    """Counts over a whole split, and what they come to."""
-
-    def compute(self) -> dict[str, float]:
-        """Every measured value by its name."""
-        ...
-
-
-Kept = TypeVar("Kept", bound=Score)
+Score = TypeVar("Score")
 
 
 class Pretrain(lightning.LightningModule):
@@ -124,7 +119,7 @@ class Pretrain(lightning.LightningModule):
         return one_cycle_adamw(self, self.optim)
 
 
-class Supervised(lightning.LightningModule, ABC, Generic[Kept]):
+class Supervised(lightning.LightningModule, ABC, Generic[Score]):
     """Trunk and head learn from labelled frames; what differs between tasks is the head and how it is scored."""
 
     trunk: Trunk
@@ -140,12 +135,16 @@ class Supervised(lightning.LightningModule, ABC, Generic[Kept]):
         """How wrong the head is about a batch."""
 
     @abstractmethod
-    def fresh_score(self) -> Kept:
+    def fresh_score(self) -> Score:
         """What predictions are counted in."""
 
     @abstractmethod
-    def count(self, score: Kept, batch: Batch) -> None:
+    def count(self, score: Score, batch: Batch) -> None:
         """Add a batch's predictions to the score."""
+
+    @abstractmethod
+    def told(self, score: Score) -> dict[str, float]:
+        """Every measured value by its name."""
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = self.objective(batch)
@@ -159,7 +158,7 @@ class Supervised(lightning.LightningModule, ABC, Generic[Kept]):
         self.count(self.score, batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.latest = self.score.compute()
+        self.latest = self.told(self.score)
         self.log_dict({f"held_out/{name}": value for name, value in self.latest.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -185,6 +184,41 @@ class MapSegment(Supervised[MapIoU]):
 
     def count(self, score: MapIoU, batch: Batch) -> None:
         score.add(self(batch), self.head.encode(batch))
+
+    def told(self, score: MapIoU) -> dict[str, float]:
+        return score.compute()
+
+
+class Detect(Supervised[NuScenesScore]):
+    """Boxes of the nuScenes classes, scored as nuScenes does, as far as the head's cells reach."""
+
+    def __init__(self, trunk: Trunk, head: CenterPoint | TransFusion, optim: Optim) -> None:
+        super().__init__(trunk, optim)
+        self.head = head
+
+    def forward(self, batch: Batch) -> tuple[Boxes, ...]:
+        """The boxes of every frame, surest first."""
+        return self.head.decode(self.head(self.trunk(batch)))
+
+    def objective(self, batch: Batch) -> Tensor:
+        # Each kind of head reads the truth that it wrote itself.
+        return self.head.loss(self.head(self.trunk(batch)), self.head.encode(batch))  # pyright: ignore[reportArgumentType]
+
+    def fresh_score(self) -> NuScenesScore:
+        grid = self.head.grid
+        reach = min(abs(each) for each in (*grid.lower[:2], *grid.upper[:2]))
+        return NuScenesScore({name: min(limit, reach) for name, limit in RANGES.items()})
+
+    def count(self, score: NuScenesScore, batch: Batch) -> None:
+        for token, found, true in zip(batch.tokens, self(batch), batch.boxes, strict=True):
+            if true is None:
+                raise ValueError(f"{token} has no boxes to score against")
+            told = found.select(torch.arange(min(len(found), MOST_BOXES), device=found.label.device))
+            told = replace(told, attribute=likely_attributes(told.label, told.velocity))
+            score.add(token, told.to("cpu"), true.to("cpu"))
+
+    def told(self, score: NuScenesScore) -> dict[str, float]:
+        return score.compute().summary()
 
 
 def one_cycle_adamw(module: torch.nn.Module, optim: Optim) -> OptimizerLRSchedulerConfig:
