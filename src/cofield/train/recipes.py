@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from cofield.data.augment import Augment
 from cofield.grid import BoxGrid
-from cofield.train.config import BoxTuning, Config, Data, MapTuning, Optim, Pretraining, flat
+from cofield.train.config import BoxTuning, Config, Data, Head, MapTuning, Optim, Pretraining, flat
 
 Kind = TypeVar("Kind", bound=Config)
 TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 8))
