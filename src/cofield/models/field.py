@@ -1,6 +1,7 @@
 """A volume of features as a field: density and named channels at any point."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,19 @@ from cofield.models.blocks import Layers, mlp
 from cofield.ops.sample import sample
 
 # How a channel's raw value becomes what it stands for. Channels without an entry are used as they are.
-ACTIVATIONS = {"colour": torch.sigmoid}
+ACTIVATIONS = {"colour": torch.sigmoid, "semantics": partial(torch.softmax, dim=-1)}
+FIXED = ("semantics",)  # what a place is does not depend on where it is seen from
 
 
 class Field(nn.Module):
     """f(x, d) -> density and named channels.
 
-    The feature at x, interpolated, and the encoded place of x in the grid give the density; with the encoded
-    direction they give the channels. Density is a softplus with a bias, so an empty ray still has a gradient.
+    The feature at x, interpolated, and the encoded place of x in the grid give the density and the classes of
+    `semantics`; with the encoded direction they give the other channels. Density is a softplus with a bias, so an
+    empty ray still has a gradient.
 
     Args:
-        channels: the width of each named channel, colour 3 for instance.
+        channels: the width of each named channel, colour 3 for instance; semantics is one probability per class.
         emptiness: the density's bias at the start; -2 makes a metre of fresh field 12 % opaque.
     """
 
@@ -36,7 +39,10 @@ class Field(nn.Module):
         last = nn.Linear(width, 1)
         nn.init.constant_(last.bias, emptiness)
         self.density = Layers(last)
-        self.value = mlp(width + 9, width // 2, sum(channels.values())) if channels else None
+        self.fixed = {name: size for name, size in channels.items() if name in FIXED}
+        self.viewed = {name: size for name, size in channels.items() if name not in FIXED}
+        self.value = mlp(width + 9, width // 2, sum(self.viewed.values())) if self.viewed else None
+        self.kind = mlp(width, width // 2, sum(self.fixed.values())) if self.fixed else None
 
     def forward(
         self,
@@ -49,13 +55,18 @@ class Field(nn.Module):
         unit = volume.grid.to_unit(xyz_ego)
         which = sample_of[:, None].expand(unit.shape[:2]).flatten()
         feature = sample(volume.features, unit.flatten(0, 1), which, volume.grid.wraps).unflatten(0, unit.shape[:2])
-        body = self.body(torch.cat([feature, waves(unit, self.octaves)], -1))
+        # Around an axis that wraps the slowest wave fits once, so that its two ends are the same place.
+        turns = unit.new_tensor([2.0 if wraps else 1.0 for wraps in volume.grid.wraps])
+        body = self.body(torch.cat([feature, waves(unit * turns, self.octaves)], -1))
         density = F.softplus(self.density(body).float())[..., 0]
-        if self.value is None:
-            return density, {}
-        seen = squares(direction)[:, None].expand(*unit.shape[:2], -1)
-        raw = self.value(torch.cat([body, seen.to(body.dtype)], -1)).float()
-        parts = dict(zip(self.channels, raw.split(list(self.channels.values()), -1), strict=True))
+        parts: dict[str, Tensor] = {}
+        if self.value is not None:
+            seen = squares(direction)[:, None].expand(*unit.shape[:2], -1)
+            raw = self.value(torch.cat([body, seen.to(body.dtype)], -1)).float()
+            parts |= dict(zip(self.viewed, raw.split(list(self.viewed.values()), -1), strict=True))
+        if self.kind is not None:
+            raw = self.kind(body).float()
+            parts |= dict(zip(self.fixed, raw.split(list(self.fixed.values()), -1), strict=True))
         return density, {name: ACTIVATIONS.get(name, _as_it_is)(part) for name, part in parts.items()}
 
 
