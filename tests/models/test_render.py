@@ -8,7 +8,8 @@ from cofield.draw import generator
 from cofield.frame import Hidden, collate
 from cofield.grid import BoxGrid, Volume
 from cofield.models.field import Background, Field, light, squares, waves
-from cofield.models.render import intervals, render
+from cofield.models.render import render
+from cofield.models.sampler import intervals
 from cofield.rays import Rays, choose
 from cofield.train.build import seeded
 from streets import GRID, frame

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cofield.grid import Volume
 from cofield.models.field import Field
+from cofield.models.fields import AnyField, DistanceField, FrustumField
+from cofield.models.lift import Frusta
+from cofield.models.sampler import Steps, even, intervals, neighbours, refined
 from cofield.ops.composite import composite, ray_weights
 from cofield.rays import Rays
 
@@ -42,33 +45,56 @@ def joined(pieces: list[Seen]) -> Seen:
     )
 
 
-def render(field: Field, volume: Volume, rays: Rays, jitter: Float[Tensor, "r s"]) -> Seen:
-    """The field along rays, one sample in each interval.
+def render(field: AnyField, volume: Volume | Frusta, rays: Rays, jitter: Float[Tensor, "r s"]) -> Seen:
+    """The field along rays, one sample in each of the growing intervals.
 
     Args:
         jitter: the place of each sample within its interval, 0 to 1. One half renders without noise.
     """
-    edge = intervals(rays, jitter.shape[1])
-    step = edge[:, 1:] - edge[:, :-1]
-    distance = edge[:, :-1] + jitter * step
-    xyz_ego = rays.origin[:, None] + rays.direction[:, None] * distance[..., None]
-    density, values = field(volume, xyz_ego, rays.direction, rays.sample)
-    weight = ray_weights(density, step)
+    return look(field, volume, rays, even(rays, jitter))
+
+
+def look(field: AnyField, volume: Volume | Frusta, rays: Rays, steps: Steps) -> Seen:
+    """The field along rays, at the samples that a sampler chose."""
+    density, values = _along(field, volume, rays, steps)
+    weight = ray_weights(density, steps.length)
     opacity = weight.sum(-1)
     return Seen(
-        range=(weight * distance).sum(-1) + (1 - opacity) * rays.far,
+        range=(weight * steps.distance).sum(-1) + (1 - opacity) * rays.far,
         opacity=opacity,
         channels={name: composite(weight, value) for name, value in values.items()},
         weight=weight,
-        distance=distance,
+        distance=steps.distance,
     )
 
 
-def intervals(rays: Rays, count: int) -> Float[Tensor, "r e"]:
-    """The borders of `count` intervals between a ray's ends, each longer than the last by the same amount.
+def look_twice(field: AnyField, volume: Volume | Frusta, rays: Rays, jitter: Float[Tensor, "r s"], first: int) -> Seen:
+    """A look at `first` even samples without gradient says where to take the samples of the second."""
+    with torch.no_grad():
+        coarse = render(field, volume, rays, jitter.new_full((len(rays), first), 0.5))
+    return look(field, volume, rays, refined(intervals(rays, first), coarse.weight, jitter))
 
-    The last is about five times as long as the first: near the sensor a pixel is small, and so must a sample be.
-    """
-    u = torch.linspace(0, 1, count + 1, device=rays.near.device)
-    place = (u + 2 * u * u) / 3
-    return rays.near[:, None] + (rays.far - rays.near)[:, None] * place
+
+def thick(field: Field | DistanceField, volume: Volume, threshold: float) -> Bool[Tensor, "b z y x"]:
+    """The cells whose density at the centre is above a threshold, per metre, and their neighbours."""
+    xyz_ego = volume.grid.centres(volume.features.device).flatten(0, 2)
+    frames = torch.arange(len(volume.features), device=xyz_ego.device)
+    down = xyz_ego.new_tensor([0.0, 0.0, -1.0]).expand(len(frames), 3)
+    with torch.no_grad():
+        density, _ = field(volume, xyz_ego.expand(len(frames), -1, 3), down, frames)
+    return neighbours((density > threshold).view(-1, *volume.grid.shape), volume.grid.wraps)
+
+
+def _along(
+    field: AnyField, volume: Volume | Frusta, rays: Rays, steps: Steps
+) -> tuple[Float[Tensor, "r s"], dict[str, Float[Tensor, "r s c"]]]:
+    """The density of every stretch, that of its sample where the field knows no better, and channels."""
+    match field, volume:
+        case Field(), Volume():
+            xyz_ego = rays.origin[:, None] + rays.direction[:, None] * steps.distance[..., None]
+            return field(volume, xyz_ego, rays.direction, rays.sample)
+        case DistanceField(), Volume():
+            return field.along(volume, rays, steps)
+        case FrustumField(), Frusta():
+            return field.along(volume, rays, steps)
+    raise ValueError(f"a {type(field).__name__} cannot be rendered from {type(volume).__name__}")
