@@ -132,3 +132,32 @@ def test_the_pieces_of_a_view_are_the_view() -> None:
     torch.testing.assert_close(torch.cat([piece.rays.direction for piece in pieces]), view.rays.direction)
     joined = torch.cat([piece.targets["colour"].value for piece in pieces])
     torch.testing.assert_close(joined, view.targets["colour"].value)
+
+
+def test_counted_per_camera_every_camera_has_as_many_rays_of_its_own() -> None:
+    some, each = batch(), replace(SAMPLING, pixels=10, guided=0.0, each=True)
+    view = camera_view(some, nothing_hidden(some), each, GRID, 0)
+    assert view.camera is not None
+    assert torch.bincount(view.camera).tolist() == [10, 10, 10, 10]
+    first, second = view.rays.source[:10], view.rays.source[10:20] - 640
+    assert not torch.equal(first, second)
+    alone = collate([frame("b", count=200)])
+    again = camera_view(alone, nothing_hidden(alone), each, GRID, 0)
+    assert torch.equal(again.rays.source, view.rays.source[20:] - 2 * 640)
+
+
+def test_what_is_known_of_a_ray_is_its_distance_along_it() -> None:
+    some = batch()
+    pixels, beams, above = (
+        make(some, nothing_hidden(some), SAMPLING, GRID, 0) for make in (camera_view, beam_view, above_view)
+    )
+    for view, name in ((pixels, "depth"), (beams, "range"), (above, "height")):
+        known, valid = view.known(), view.targets[name].valid
+        assert torch.equal(known.isfinite(), valid)
+        xyz = view.rays.origin[valid] + view.rays.direction[valid] * known[valid, None]
+        assert valid.any()
+        assert GRID.contains(xyz + 1e-4 * (xyz < 0)).float().mean() > 0.9
+    point = some.points.xyz_ego[beams.rays.source[beams.targets["range"].valid]]
+    valid = beams.targets["range"].valid
+    reached = beams.rays.origin[valid] + beams.rays.direction[valid] * beams.known()[valid, None]
+    torch.testing.assert_close(reached, point, atol=1e-4, rtol=0)

@@ -4,6 +4,7 @@ Targets come from the whole batch, hidden parts included, and say by themselves 
 nothing that was rendered decides what counts.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class Sampling:
         beams: LiDAR rays.
         above: bird's-eye rays.
         samples: along each ray.
+        each: count pixels per camera; every camera then has as many rays, drawn for it alone.
     """
 
     pixels: int = 256
@@ -35,6 +37,7 @@ class Sampling:
     beams: int = 256
     above: int = 256
     samples: int = 48
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,22 @@ class View:
     camera: Int[Tensor, "r"] | None = None
     place: Float[Tensor, "r 2"] | None = None
 
+    def known(self) -> Float[Tensor, "r"]:
+        """Where along each ray something is known to be, in metres, infinite where nothing is: for guided sampling."""
+        far = torch.full_like(self.rays.near, torch.inf)
+        for name, target in self.targets.items():
+            match name:
+                case "range":
+                    place = target.value
+                case "depth":
+                    place = target.value / self.rays.cosine
+                case "height":
+                    place = self.rays.origin[:, 2] - target.value
+                case _:
+                    continue
+            far = torch.where(target.valid, place, far)
+        return far
+
     def pieces(self, size: int) -> Iterator["View"]:
         """The view in groups of up to `size` rays."""
         for start in range(0, max(1, len(self.rays)), size):
@@ -94,8 +113,9 @@ def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, se
         pixels = valid.nonzero()[:, 0]
     else:
         guided = round(sampling.pixels * sampling.guided)
-        pixels = _draw(batch, valid, batch.valid[0].numel(), sampling.pixels - guided, seed, "pixels")
-        pixels = torch.cat([pixels, _draw(batch, valid & known, batch.valid[0].numel(), guided, seed, "guided")])
+        size = height * width if sampling.each else batch.valid[0].numel()
+        pixels = _draw(batch, valid, size, sampling.pixels - guided, seed, "pixels")
+        pixels = torch.cat([pixels, _draw(batch, valid & known, size, guided, seed, "guided")])
     colour = batch.images.permute(0, 1, 3, 4, 2).reshape(-1, 3)[pixels]
     masked = hidden.pixels(height, width).flatten()[pixels]
     rays = Rays.from_cameras(batch, pixels, grid)
@@ -190,12 +210,16 @@ def _draw(
     seed: Key,
     purpose: str,
 ) -> Int[Tensor, "r"]:
-    """`count` eligible places of each frame; `size` is the places per frame, or where each frame's begin."""
-    bounds = [size * b for b in range(len(batch) + 1)] if isinstance(size, int) else size.tolist()
-    chosen = [
-        choose(eligible[bounds[b] : bounds[b + 1]], count, batch.draw(b, seed, purpose)) + bounds[b]
-        for b in range(len(batch))
-    ]
+    """`count` eligible places of each frame; `size` is the places per frame, or where each frame's begin.
+
+    A smaller size parts frames, into cameras say, of which each has `count` places and draws of its own.
+    """
+    bounds = list(range(0, len(eligible) + 1, size)) if isinstance(size, int) else size.tolist()
+    parts = (len(bounds) - 1) // len(batch)
+    chosen = []
+    for index, (start, end) in enumerate(itertools.pairwise(bounds)):
+        own = (purpose,) if parts == 1 else (purpose, index % parts)
+        chosen.append(choose(eligible[start:end], count, batch.draw(index // parts, seed, *own)) + start)
     return torch.cat(chosen)
 
 
