@@ -52,4 +52,4 @@ class Logs:
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    print(*check_source(Logs(root), out=root / "pictures") or ["OK"], sep="\n")
+    print(*check_source(Logs(root), out=root / "pictures").findings or ["OK"], sep="\n")

@@ -127,4 +127,6 @@ def test_a_written_world_is_what_it_should_be_and_a_broken_one_is_not(
     for scan in root.glob("training/velodyne/*.bin"):
         scan.write_bytes(scan.read_bytes()[:-7])
     assert run("check-data", "kitti", "--root", str(root), "--out", str(tmp_path / "check"), "--json") == 1
-    assert any("velodyne" in finding["where"] + finding["problem"] for finding in json.loads(capsys.readouterr().out))
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"]
+    assert any("velodyne" in finding["where"] + finding["problem"] for finding in found["findings"])

@@ -133,7 +133,8 @@ def render(arguments: list[str]) -> int:
         split: str = "val",
         beams: int | None = None,
         camera: tuple[float, float, float, float, float] | None = None,
-    ) -> tuple[str, Path, int, str, int | None, tuple[float, ...] | None]:
+        skip_broken: bool = False,
+    ) -> tuple[str, Path, int, str, int | None, tuple[float, ...] | None, bool]:
         """Draw frames, spread over a split.
 
         Args:
@@ -145,16 +146,17 @@ def render(arguments: list[str]) -> int:
             beams: of the world's LiDAR, in place of the preset's.
             camera: one more camera for the world, where the car has none: x y z in metres from the car, how far it is
                 turned left and how far down in degrees.
+            skip_broken: step over frames that cannot be read, and say which.
         """
-        return what, out, frames, split, beams, camera
+        return what, out, frames, split, beams, camera, skip_broken
 
-    what, out, frames, split, beams, camera = _parse(options, render, arguments)
+    what, out, frames, split, beams, camera, skip_broken = _parse(options, render, arguments)
     if frames < 1:
         raise ValueError(f"--frames must be at least 1, got {frames}")
     if (Path(what) / "config.yaml").is_file():
         from cofield.view.pictures import render_run
 
-        scores = render_run(Path(what), out, frames, split)
+        scores = render_run(Path(what), out, frames, split, skip_broken)
         print("\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
     else:
         from cofield.data import open_source
@@ -183,29 +185,33 @@ def check_data(arguments: list[str]) -> int:
         version: str | None = None,
         out: Path = Path("check"),
         frames: int = 4,
+        skip_broken: bool = False,
         json: bool = False,
-    ) -> tuple[str, Path, str | None, Path, int, bool]:
-        """Check a handful of frames: files, calibration, boxes against points, time, labels.
+    ) -> tuple[str, Path, str | None, Path, int, bool, bool]:
+        """Check that every frame's files are there, and a handful of frames: calibration, boxes, time, labels.
 
         Args:
             source: nuscenes, kitti, semantickitti or scribblekitti.
             root: its folder.
             version: of nuScenes.
             out: the folder for the overlay pictures.
-            frames: how many to look at.
-            json: print the findings for machines.
+            frames: how many to read, each with its successor.
+            skip_broken: list frames that cannot be read without calling that wrong.
+            json: print what was found for machines.
         """
-        return source, root, version, out, frames, json
+        return source, root, version, out, frames, skip_broken, json
 
-    source, root, version, out, frames, as_json = _parse(options, check_data, arguments)
+    source, root, version, out, frames, skip_broken, as_json = _parse(options, check_data, arguments)
     if source not in FOLDERS:
         raise ValueError(f"no data set is called {source!r}; there is {', '.join(FOLDERS)}")
-    findings = check.check_data(source, root, version, out, frames)
+    report = check.check_data(source, root, version, out, frames, skip_broken)
     if as_json:
-        print(machine.dumps([asdict(finding) for finding in findings]))
+        print(machine.dumps({"ok": not report.findings, **asdict(report)}))
     else:
-        print("\n".join(str(finding) for finding in findings) or f"OK; pictures are in {out}")
-    return 1 if findings else 0
+        print("\n".join(f"{topic}: {fact}" for topic, fact in report.facts.items()))
+        print("".join(f"skipped {finding}\n" for finding in report.skipped), end="")
+        print("\n".join(map(str, report.findings)) or f"OK; pictures are in {out}")
+    return 1 if report.findings else 0
 
 
 def export(arguments: list[str]) -> int:
@@ -220,7 +226,8 @@ def export(arguments: list[str]) -> int:
         frames: int | None = None,
         split: str = "train",
         source_root: Path | None = None,
-    ) -> tuple[str, str, Path, int | None, str, Path | None]:
+        skip_broken: bool = False,
+    ) -> tuple[str, str, Path, int | None, str, Path | None, bool]:
         """Export.
 
         Args:
@@ -230,11 +237,12 @@ def export(arguments: list[str]) -> int:
             frames: how many, from the first; all if not given.
             split: of the source.
             source_root: the source's own folder, if it is a data set.
+            skip_broken: step over frames that cannot be read, and say which.
         """
-        return source, format, root, frames, split, source_root
+        return source, format, root, frames, split, source_root, skip_broken
 
-    source, form, root, frames, split, source_root = _parse(options, export, arguments)
-    count = write(open_source(source, source_root, split), form, root, frames)
+    source, form, root, frames, split, source_root, skip_broken = _parse(options, export, arguments)
+    count = write(open_source(source, source_root, split), form, root, frames, skip_broken)
     print(f"{count} frames of {source} are in {root}, as {form}")
     return 0
 
@@ -246,8 +254,8 @@ def evaluate(arguments: list[str]) -> int:
     from cofield.view.pictures import measure_run
 
     def options(
-        run: Word, frames: int = 32, json: bool = False, results: Path | None = None
-    ) -> tuple[Path, int, bool, Path | None]:
+        run: Word, frames: int = 32, json: bool = False, results: Path | None = None, skip_broken: bool = False
+    ) -> tuple[Path, int, bool, Path | None, bool]:
         """Measure what a pre-trained field paints: every ray of the held-out frames.
 
         Args:
@@ -255,11 +263,12 @@ def evaluate(arguments: list[str]) -> int:
             frames: how many, spread over the held-out split.
             json: print it for machines.
             results: a results file to write, results/rendering/NAME.json for instance.
+            skip_broken: step over frames that cannot be read, and say which.
         """
-        return Path(run), frames, json, results
+        return Path(run), frames, json, results, skip_broken
 
-    folder, frames, as_json, results = _parse(options, evaluate, arguments)
-    scores = measure_run(folder, frames, results)
+    folder, frames, as_json, results, skip_broken = _parse(options, evaluate, arguments)
+    scores = measure_run(folder, frames, results, skip_broken)
     print(machine.dumps(scores) if as_json else "\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
     return 0
 
@@ -269,21 +278,22 @@ def report(arguments: list[str]) -> int:
     from cofield.view.efficiency import report_results
     from cofield.view.report import report_run
 
-    def options(what: Word, out: Path, frames: int = 2) -> tuple[Path, Path, int]:
+    def options(what: Word, out: Path, frames: int = 2, skip_broken: bool = False) -> tuple[Path, Path, int, bool]:
         """Report.
 
         Args:
             what: the folder of a pre-training run, or of a sweep's results: results/NAME.
             out: the HTML file to write.
             frames: held-out frames to show of a run.
+            skip_broken: step over frames that cannot be read, and say which.
         """
-        return Path(what), out, frames
+        return Path(what), out, frames, skip_broken
 
-    folder, out, frames = _parse(options, report, arguments)
+    folder, out, frames, skip_broken = _parse(options, report, arguments)
     if any(folder.glob("*.json")) and not (folder / "config.yaml").is_file():
         report_results(folder, out)
     else:
-        report_run(folder, out, frames)
+        report_run(folder, out, frames, skip_broken=skip_broken)
     print(f"the report is {out}")
     return 0
 

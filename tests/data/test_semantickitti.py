@@ -57,6 +57,40 @@ def test_frames_are_found_by_name_and_posed_by_number(tmp_path):
     assert [frame.time for frame in frames] == pytest.approx([0.22, 0.55])
 
 
+def test_earlier_scans_are_moved_by_the_poses_with_their_age_and_origin(tmp_path):
+    folder = sequence(tmp_path, stems=("000002", "000003", "000005"), label=40)
+    np.array([10, 252 | 7 << 16], np.uint32).tofile(folder / "labels/000003.label")
+    sequence(tmp_path, "01", stems=("000000",))
+    source = SemanticKitti(tmp_path, sweeps=2)
+    assert [len(source[i].origins_ego) for i in range(4)] == [1, 2, 3, 1]
+    frame, alone = source[2], SemanticKitti(tmp_path)[2]
+    # From scan 5 to 3 and 2: 2 m ahead and half a metre to the right a scan.
+    back = torch.tensor([[0.0, 0, 0], [-4, 1, 0], [-6, 1.5, 0]])
+    assert torch.allclose(frame.origins_ego, torch.tensor([0, 0, LIDAR_HEIGHT]) + back, atol=1e-6)
+    expected = alone.points.xyz_ego + back[:, None]
+    assert torch.allclose(frame.points.xyz_ego, expected.flatten(0, 1), atol=1e-5)
+    assert torch.equal(frame.points.xyz_ego[:2], alone.points.xyz_ego)
+    assert frame.points.age.tolist() == pytest.approx([0, 0, 0.22, 0.22, 0.33, 0.33], abs=1e-6)
+    assert frame.points.origin.tolist() == [0, 0, 1, 1, 2, 2]
+    road, car = SEMANTICKITTI.index("road"), SEMANTICKITTI.index("car")
+    assert frame.points.labels.tolist() == [road, road, car, car, road, road]
+    assert (frame.points.instances != UNKNOWN).tolist() == [False, False, False, True, False, False]
+    assert [path.name for path in source.files(2)].count("000003.label") == 1
+
+
+def test_two_real_scans_lie_on_each_other(realdata):
+    frame = SemanticKitti(realdata / "semantickitti", sweeps=1)[1]
+    points, earlier = frame.points, frame.points.age > 0
+    assert frame.points.age.unique().tolist() == pytest.approx([0, 0.1037359], abs=1e-6)
+    # A wall seen from both: of the points labelled building near the car, most have one of the other scan beside them.
+    wall = (points.labels == SEMANTICKITTI.index("building")) & (points.xyz_ego.norm(dim=-1) < 15)
+    now, then = points.xyz_ego[wall & ~earlier][::20], points.xyz_ego[wall & earlier]
+    moved_back = then - frame.origins_ego[1] + frame.origins_ego[0]
+    near, off = (torch.cdist(now, other).amin(1).median() for other in (then, moved_back))
+    assert near < 0.05 < 0.1
+    assert near < 0.8 * off
+
+
 def test_without_poses_and_times_frames_stand_still_at_ten_a_second(tmp_path):
     folder = sequence(tmp_path)
     (folder / "poses.txt").unlink()

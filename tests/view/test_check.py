@@ -8,7 +8,7 @@ import torch
 
 from cofield.classes import DETECTION, LIDARSEG
 from cofield.data.export import export
-from cofield.data.folders import SkipBroken, open_folder
+from cofield.data.folders import SkipBroken, open_folder, readable
 from cofield.data.simulate import World
 from cofield.frame import Boxes, Camera, Frame
 from cofield.geometry import inverse
@@ -38,14 +38,22 @@ def folders(world, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["nuscenes", "kitti", "semantickitti"])
 def test_a_sound_folder_has_no_findings_and_pictures(folders, name, tmp_path):
-    assert check_data(name, folders[name], out=tmp_path / "out") == []
+    report = check_data(name, folders[name], out=tmp_path / "out")
+    assert (report.findings, report.skipped) == ([], [])
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    # What is said of the data says on which frames: 0, 2, 4 and 6 of the nine, and their successors.
+    where = "(frames 0, 2, 4, 6 of 0 to 8)"
+    assert {topic for topic, fact in report.facts.items() if fact.endswith(where)} >= {"points", "images"}
+    assert report.facts["files"] == "every file of every frame is there (all 9 frames)"
+    kind = "point labels" if name == "semantickitti" else "boxes"
+    assert "% have a label, most " in report.facts[kind]
+    assert len(report.frames) >= 4
 
 
 @pytest.mark.parametrize("name", ["nuscenes", "kitti", "semantickitti"])
 def test_the_real_samples_have_no_findings(realdata, name, tmp_path):
     root = shutil.copytree(realdata / name, tmp_path / name, ignore=shutil.ignore_patterns(".cofield-*"))
-    assert check_data(name, root, out=tmp_path / "out") == []
+    assert check_data(name, root, out=tmp_path / "out").findings == []
     assert list((tmp_path / "out").glob("*.png"))
 
 
@@ -53,19 +61,49 @@ def test_the_real_samples_have_no_findings(realdata, name, tmp_path):
     ("name", "broken", "words"),
     [
         ("nuscenes", "v1.0-mini/scene.json", "has no scene.json; fetch the metadata"),
-        ("nuscenes", "samples/CAM_LEFT", ".jpg is missing; fetch that part"),
-        ("kitti", "training/calib/000000.txt", "000000.txt is missing; fetch the calibration"),
+        ("nuscenes", "samples/CAM_LEFT", "more files of CAM_LEFT (9 frames need them); fetch that part"),
+        ("kitti", "training/calib/000005.txt", "000005.txt: is missing or empty (frame 5 needs it); fetch"),
         ("kitti", "training/velodyne", "velodyne is missing; the root of KITTI holds training/velodyne"),
-        ("semantickitti", "sequences/00/labels/000000.label", "000000.label is missing; fetch"),
-        ("semantickitti", "sequences/00/calib.txt", "calib.txt is missing; fetch"),
+        ("semantickitti", "sequences/00/labels/000005.label", "000005.label: is missing or empty (frame 5 needs it)"),
+        ("semantickitti", "sequences/00/calib.txt", "calib.txt: is missing or empty (7 frames need them); fetch"),
     ],
 )
 def test_what_is_missing_is_named_with_a_remedy(folders, tmp_path, name, broken, words):
     root = shutil.copytree(folders[name], tmp_path / name)
     path = root / broken
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    findings = [str(finding) for finding in check_data(name, root)]
+    findings = [str(finding) for finding in check_data(name, root).findings]
     assert any(words in finding for finding in findings), findings
+
+
+def test_broken_frames_can_be_skipped_and_are_listed(folders, tmp_path):
+    root = shutil.copytree(folders["kitti"], tmp_path / "kitti")
+    (root / "training/velodyne/000005.bin").write_bytes(b"")
+    scan = root / "training/velodyne/000004.bin"
+    scan.write_bytes(scan.read_bytes()[:-7])
+    report = check_data("kitti", root, frames=9)
+    assert len(report.findings) == 2
+    assert report.skipped == []
+    again = check_data("kitti", root, frames=9, skip_broken=True)
+    assert again.findings == []
+    assert again.skipped == report.findings
+    assert [finding.where for finding in again.skipped] == [str(root / "training/velodyne/000005.bin"), "frame 4"]
+    assert again.frames == ["000000", "000001", "000002", "000003", "000006", "000007", "000008"]
+    assert again.facts["files"] == "1 are missing or empty (all 9 frames)"
+
+
+def test_only_readable_frames_are_evaluated_and_the_others_are_named(folders, tmp_path, caplog):
+    root = shutil.copytree(folders["kitti"], tmp_path / "kitti")
+    for stem in ("000002", "000006"):
+        (root / f"training/image_2/{stem}.png").write_bytes(b"no image")
+    source = open_folder("kitti", root, "all")
+    assert readable(source, [0, 2, 4, 6]) == [0, 4]
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "skipped frame 2 of kitti",
+        "skipped frame 6 of kitti",
+    ]
+    with pytest.raises(ValueError, match=r"none of the 1 frames of kitti can be read; check-data says why"):
+        readable(source, [2])
 
 
 def test_a_wrong_name_root_or_version_is_one_finding(folders, tmp_path):
@@ -75,7 +113,7 @@ def test_a_wrong_name_root_or_version_is_one_finding(folders, tmp_path):
         (("nuscenes", folders["nuscenes"], "v1.0-test"), "has the versions v1.0-mini; name one of them"),
         (("semantickitti", tmp_path), "has no scans"),
     ):
-        (finding,) = check_data(*arguments)
+        (finding,) = check_data(*arguments).findings
         assert words in str(finding)
 
 
@@ -162,7 +200,7 @@ def test_the_same_problem_of_many_frames_is_told_per_frame_once(world):
         def __getitem__(self, index: int) -> Frame:
             return with_points(world[0], intensity=world[0].points.intensity * 9)
 
-    findings = list(map(str, check_source(Mute())))
+    findings = list(map(str, check_source(Mute()).findings))
     assert len(findings) == 2
     assert "3 frames but 2 scene names" in findings[0]
 

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from cofield.classes import UNKNOWN, Classes, translate
 from cofield.data import Source
+from cofield.data.folders import readable
+from cofield.data.fractions import Subset
 from cofield.frame import Frame
 
 SWEEP_PERIOD = 0.05
 
 
-def export(source: Source, format: str, root: Path, frames: int | None = None) -> int:
-    """Write the first frames of a source below `root`; the number written.
+def export(source: Source, format: str, root: Path, frames: int | None = None, skip_broken: bool = False) -> int:
+    """Write the first frames of a source below `root`, those that can be read if so wanted; the number written.
 
     Every fifth scene is validation, the others are training; a single scene is both.
     """
@@ -42,6 +44,9 @@ def export(source: Source, format: str, root: Path, frames: int | None = None) -
         (root / ".writable").unlink()
     except OSError as problem:
         raise OSError(f"{root} cannot be written ({problem.strerror}); name a folder that can") from problem
+    if skip_broken:
+        source = Subset(source, readable(source, list(range(count))))
+        count = len(source)
     writers[format](source, root, count)
     return count
 

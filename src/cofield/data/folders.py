@@ -1,8 +1,10 @@
 """Data sets on disk by name, and a source that steps over what cannot be read."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from cofield.data import FOLDERS, Source, Wrapped
 from cofield.data.kitti import Kitti
@@ -13,7 +15,15 @@ from cofield.frame import Frame
 _log = logging.getLogger(__name__)
 
 
-def open_folder(name: str, root: Path, split: str = "train", version: str | None = None, scale: float = 1.0) -> Source:
+class Folder(Source, Protocol):
+    """A data set on disk."""
+
+    def files(self, index: int) -> list[Path]:
+        """The files that a frame is read from, without reading any."""
+        ...
+
+
+def open_folder(name: str, root: Path, split: str = "train", version: str | None = None, scale: float = 1.0) -> Folder:
     """The data set called `name` below `root`, with every camera that is there.
 
     Args:
@@ -43,11 +53,42 @@ def open_folder(name: str, root: Path, split: str = "train", version: str | None
             raise ValueError(f"no data set is called {name!r}; there is {', '.join(FOLDERS)}")
 
 
+def lost_files(source: Folder) -> dict[Path, list[int]]:
+    """Files that are missing or empty, and the frames that need them; each folder is listed once."""
+    present: dict[Path, set[str]] = {}
+    lost: dict[Path, list[int]] = {}
+    for index in range(len(source)):
+        for path in source.files(index):
+            if path.parent not in present:
+                present[path.parent] = _filled(path.parent)
+            if path.name not in present[path.parent]:
+                lost.setdefault(path, []).append(index)
+    return lost
+
+
+def readable(source: Source, indices: list[int]) -> list[int]:
+    """Those of the frames that can be read; what is wrong with the others is logged.
+
+    For one pass over given frames, where `SkipBroken` would show some of them twice.
+    """
+    whole = []
+    for index in indices:
+        try:
+            _ = source[index]
+        except (ValueError, OSError) as problem:
+            _log.warning("skipped frame %d of %s: %s", index, source.name, problem)
+        else:
+            whole.append(index)
+    if not whole:
+        raise ValueError(f"none of the {len(indices)} frames of {source.name} can be read; check-data says why")
+    return whole
+
+
 class SkipBroken(Wrapped):
     """A source whose unreadable frames are replaced by the next readable one.
 
     `skipped` says what was wrong with which frame, so far, in this process; each is also logged once. Meant
-    for training: an evaluation would count the replacement twice.
+    for training: for an evaluation, which would count the replacement twice, there is `readable`.
     """
 
     def __init__(self, source: Source) -> None:
@@ -75,6 +116,15 @@ class SkipBroken(Wrapped):
                 self.skipped[here] = str(problem)
                 _log.warning("skipped frame %d of %s: %s", here, self.name, problem)
         raise ValueError(f"none of the {count} frames of {self.name} can be read; frame {index}: {self.skipped[index]}")
+
+
+def _filled(folder: Path) -> set[str]:
+    """The names of a folder's files that are not empty; label files of text may be."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.stat().st_size or entry.name.endswith(".txt")}
+    except FileNotFoundError:
+        return set()
 
 
 def _present(names: tuple[str, ...], there: Callable[[str], bool]) -> tuple[str, ...]:

@@ -94,17 +94,27 @@ class Kitti:
             boxes=self._boxes(token, inverse(cam0_T_ego)),
         )
 
-    def _camera(self, name: str, token: str, calibration: dict[str, Tensor], cam0_T_ego: Tensor, time: float) -> Camera:
+    def files(self, index: int) -> list[Path]:
+        """The files that a frame is read from."""
+        token = self.tokens[index]
+        names = [f"velodyne/{token}.bin", f"calib/{token}.txt"]
+        labels = [self.folder / "label_2" / f"{token}.txt"] if self._has_labels else []
+        return [self.folder / name for name in names] + [self._image(name, token) for name in self.cameras] + labels
+
+    def _image(self, name: str, token: str) -> Path:
         found = [self.folder / name / f"{token}{ending}" for ending in (".png", ".jpg")]
-        path = next((path for path in found if path.is_file()), found[0])
+        return next((path for path in found if path.is_file()), found[0])
+
+    def _camera(self, name: str, token: str, calibration: dict[str, Tensor], cam0_T_ego: Tensor, time: float) -> Camera:
         matrix = calibration["P" + name.removeprefix("image_")]
-        return rectified_camera(name, path, matrix, cam0_T_ego, time, self.scale)
+        return rectified_camera(name, self._image(name, token), matrix, cam0_T_ego, time, self.scale)
+
+    @property
+    def _has_labels(self) -> bool:
+        return self.split != "test" and (self.folder / "label_2").is_dir()
 
     def _boxes(self, token: str, ego_T_cam0: Tensor) -> Boxes | None:
-        folder = self.folder / "label_2"
-        if self.split == "test" or not folder.is_dir():
-            return None
-        return read_boxes(folder / f"{token}.txt", ego_T_cam0)
+        return read_boxes(self.folder / "label_2" / f"{token}.txt", ego_T_cam0) if self._has_labels else None
 
 
 def velodyne_points(path: Path) -> Points:

@@ -126,6 +126,13 @@ class NuScenes:
         present = tuple(name for name, kind in kinds if kind == "camera")
         return tuple(sorted(present, key=CAMERAS.index)) if set(present) <= set(CAMERAS) else present
 
+    def files(self, index: int) -> list[Path]:
+        """The files that a frame is read from."""
+        sample = int(self._samples[index])
+        rows = [*self._sweeps(self._file(sample, LIDAR)), *(self._file(sample, name) for name in self.camera_names())]
+        label = "" if self.label_kind == "none" else str(self.tables[f"sample.{self.label_kind}"][sample])
+        return [*map(self._path, rows), *([self.root / label] if label else [])]
+
     @cached_property
     def _channels(self) -> tuple[str, ...]:
         return tuple(self.tables["channel"].tolist())

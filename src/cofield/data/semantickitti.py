@@ -4,7 +4,7 @@ Ego is the LiDAR's frame lowered to the road (0, 0, 1.73), as for KITTI. The pos
 the world here is the ego frame of the sequence's scan 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from cofield.data.kitti import (
     rectified_T_ego,
     velodyne_points,
 )
-from cofield.frame import Camera, Frame
-from cofield.geometry import inverse
+from cofield.frame import Camera, Frame, Points
+from cofield.geometry import inverse, transform
 
 SPLITS = {
     "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),
@@ -45,6 +45,8 @@ MOVING = Classes(
         "moving-truck",
     ),
 )
+
+_LIDAR = torch.tensor([[0.0, 0.0, LIDAR_HEIGHT]])
 
 # The numbers in the label files. Numbers that are not here (0 unlabelled, 1 outlier, 52 other structure,
 # 99 other object) are UNKNOWN.
@@ -102,6 +104,8 @@ class SemanticKitti:
         moving: keep moving objects as six classes of their own (25 in all) instead of merging them.
         scribbles: train on the folder `scribbles` (ScribbleKITTI); other splits keep the full labels.
         scale: of the images, 0..1.
+        sweeps: how many earlier scans to add, at most, moved by the poses; a sequence's first frames have fewer.
+            Each keeps its own labels, as in the multi-scan benchmark.
     """
 
     root: Path
@@ -110,6 +114,7 @@ class SemanticKitti:
     moving: bool = False
     scribbles: bool = False
     scale: float = 1.0
+    sweeps: int = 0
 
     box_classes = None
 
@@ -150,20 +155,41 @@ class SemanticKitti:
         folder, number = self.root / "sequences" / sequence, int(stem)
         drive = self._drive(sequence)
         time = drive.time(number)
-        points = velodyne_points(folder / "velodyne" / f"{stem}.bin")
-        if self._label_folder is not None:
-            path = folder / self._label_folder / f"{stem}.label"
-            labels, instances = read_point_labels(path, len(points), self.moving)
-            points = type(points)(points.xyz_ego, points.intensity, points.age, points.origin, labels, instances)
+        scans = self._scans(index)
+        here_T_then = [inverse(drive.world_T_ego(number)) @ drive.world_T_ego(int(then)) for then in scans]
+        points = [self._points(folder, then, self._label_folder) for then in scans]
+        ages = [time - drive.time(int(then)) for then in scans]
         return Frame(
             token=f"{sequence}/{stem}",
             scene=sequence,
             time=time,
             world_T_ego=drive.world_T_ego(number),
             cameras=tuple(self._camera(name, folder, stem, drive, time) for name in self.cameras),
-            points=points,
-            origins_ego=torch.tensor([[0.0, 0.0, LIDAR_HEIGHT]]),
+            points=merged(points, here_T_then, ages),
+            origins_ego=transform(torch.stack(here_T_then), _LIDAR.double())[:, 0].float(),
         )
+
+    def files(self, index: int) -> list[Path]:
+        """The files that a frame is read from."""
+        sequence, stem = self._files[index]
+        names = ["calib.txt", *(f"{camera}/{stem}.png" for camera in self.cameras)]
+        for then in self._scans(index):
+            names += [f"velodyne/{then}.bin"]
+            names += [f"{self._label_folder}/{then}.label"] if self._label_folder is not None else []
+        return [self.root / "sequences" / sequence / name for name in names]
+
+    def _scans(self, index: int) -> list[str]:
+        """The names of a frame's scan and the earlier ones of its sequence, newest first."""
+        index %= len(self)
+        rows = range(index, max(-1, index - self.sweeps - 1), -1)
+        return [self._files[row][1] for row in rows if self._files[row][0] == self._files[index][0]]
+
+    def _points(self, folder: Path, stem: str, label_folder: str | None) -> Points:
+        points = velodyne_points(folder / "velodyne" / f"{stem}.bin")
+        if label_folder is None:
+            return points
+        labels, instances = read_point_labels(folder / label_folder / f"{stem}.label", len(points), self.moving)
+        return replace(points, labels=labels, instances=instances)
 
     @cached_property
     def _files(self) -> tuple[tuple[str, str], ...]:
@@ -235,6 +261,26 @@ class Drive:
                 f"{self.folder / name} has {len(table)} lines but there is a scan {number:06d}; fetch it again"
             )
         return table[number]
+
+
+def merged(scans: list[Points], here_T_then: list[Float[Tensor, "4 4"]], ages: list[float]) -> Points:
+    """Scans, newest first, moved into the first one's frame, each with its age and its origin."""
+
+    def column(name: str) -> Tensor | None:
+        known = [getattr(scan, name) for scan in scans]
+        return None if known[0] is None else torch.cat(known)
+
+    counts = torch.tensor([len(scan) for scan in scans])
+    # The scan itself is where it was, to the last digit.
+    moved = [transform(T, scan.xyz_ego.double()).float() for T, scan in zip(here_T_then[1:], scans[1:], strict=True)]
+    return Points(
+        xyz_ego=torch.cat([scans[0].xyz_ego, *moved]),
+        intensity=torch.cat([scan.intensity for scan in scans]),
+        age=torch.tensor(ages, dtype=torch.float32).repeat_interleave(counts),
+        origin=torch.arange(len(scans)).repeat_interleave(counts),
+        labels=column("labels"),
+        instances=column("instances"),
+    )
 
 
 def read_point_labels(path: Path, points: int, moving: bool) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
 from cofield.data.augment import Augment
-from cofield.data.folders import SkipBroken
+from cofield.data.folders import SkipBroken, readable
 from cofield.data.fractions import Subset, labelled
 from cofield.data.loader import Order, evaluation_batches, spread, training_batches
 from cofield.data.stored import Stored
@@ -115,6 +115,7 @@ def fit(
         order = Order(len(source), data.batch, optim.seed, start, process, processes, optim.accumulate)
         batches = training_batches(source, order, data.workers, change)
         rows = spread(len(held_out), data.validation)
+        rows = readable(held_out, rows) if data.skip_broken else rows
         validation = evaluation_batches(held_out, order.share, rows, data.workers)
         if trainer.is_global_zero and start == 0:
             one = source[0] if change is None else change(source[0], 0)

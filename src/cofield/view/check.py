@@ -1,10 +1,11 @@
-"""Is a folder the data set it should be? Some frames are read, measured and drawn.
+"""Is a folder the data set it should be? Every file is looked for; some frames are read, measured and drawn.
 
 Every check looks at what a wrong folder, axis convention or calibration would break first. Thresholds are
 generous (ours): they tell a broken data set from a sound one, not a good one from a better.
 """
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from cofield.classes import DETECTION, LIDARSEG, UNKNOWN, Classes, translate
 from cofield.data import Source
-from cofield.data.folders import open_folder
+from cofield.data.folders import lost_files, open_folder
+from cofield.data.loader import spread
 from cofield.frame import Boxes, Camera, Frame
 from cofield.geometry import project
 from cofield.grid import BoxGrid
@@ -39,47 +41,143 @@ class Finding:
         return f"{self.where}: {self.problem}; {self.remedy}" if self.remedy else f"{self.where}: {self.problem}"
 
 
-def check_data(
-    name: str, root: Path, version: str | None = None, out: Path | None = None, frames: int = 4
-) -> list[Finding]:
-    """What is wrong with the data set `name` below `root`; nothing, if it is what it should be.
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
 
     Args:
-        out: a folder for overlay pictures of the frames looked at; None for no pictures.
-        frames: how many to look at, spread over the data set, each with its successor.
+        findings: what is wrong; nothing, if the data is what it should be.
+        skipped: frames that were stepped over because they were to be, and why.
+        frames: tokens of the frames that were read, successors included.
+        facts: what is in the data, by topic; each says which frames it was computed on.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    skipped: list[Finding] = field(default_factory=list)
+    frames: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def check_data(
+    name: str,
+    root: Path,
+    version: str | None = None,
+    out: Path | None = None,
+    frames: int = 4,
+    skip_broken: bool = False,
+) -> Report:
+    """What is wrong with the data set `name` below `root`, and what is in it.
+
+    Args:
+        out: a folder for overlay pictures of the frames read; None for no pictures.
+        frames: how many to read, spread over the data set, each with its successor.
+        skip_broken: step over frames whose files are lost or cannot be read, and say which, without a finding.
     """
     try:
         source = open_folder(name, root, "all", version)
         if not len(source):
-            return [Finding(str(root), "there is no frame", "check the root")]
+            return Report([Finding(str(root), "there is no frame", "check the root")])
+        lost = lost_files(source)
     except (ValueError, OSError) as problem:
-        return [_of_error(str(root), problem)]
-    return check_source(source, out, frames)
+        return Report([_of_error(str(root), problem)])
+    report = check_source(source, out, frames, skip_broken, {index for indices in lost.values() for index in indices})
+    listed = report.skipped if skip_broken else report.findings
+    listed[:0] = _of_lost(lost)
+    files = "every file of every frame is there" if not lost else f"{len(lost)} are missing or empty"
+    report.facts["files"] = f"{files} (all {len(source)} frames)"
+    return report
 
 
-def check_source(source: Source, out: Path | None = None, frames: int = 4) -> list[Finding]:
-    """What is wrong with some frames of a source."""
-    findings: list[Finding] = []
-    scenes, count = source.scenes(), min(frames, len(source))
+def check_source(
+    source: Source,
+    out: Path | None = None,
+    frames: int = 4,
+    skip_broken: bool = False,
+    lost: set[int] | None = None,
+) -> Report:
+    """What is wrong with some frames of a source, and what is in them.
+
+    Args:
+        lost: frames that are known to be broken; others are read in their place.
+    """
+    report, read, scenes = Report(), [], source.scenes()
+    lost = lost or set()
+    whole = [index for index in range(len(source)) if index not in lost]
+    counts = _Counts(source.box_classes, source.point_classes)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     if len(scenes) != len(source):
-        findings.append(
+        report.findings.append(
             Finding(source.name, f"{len(source)} frames but {len(scenes)} scene names", "name each frame's")
         )
-    for index in (i * len(source) // count for i in range(count)):
-        frame = _read(source, index, findings)
+    for index in (whole[i] for i in spread(len(whole), frames)):
+        frame = _read(source, index, report, skip_broken)
         if frame is None:
             continue
-        findings += check_frame(frame, source.box_classes, source.point_classes)
-        if index + 1 < len(source) and scenes[index + 1 : index + 2] == [frame.scene]:
-            after = _read(source, index + 1, findings)
-            findings += [] if after is None else check_step(frame, after)
+        read.append(index)
+        counts.add(frame)
+        report.findings.extend(check_frame(frame, source.box_classes, source.point_classes))
+        if index + 1 < len(source) and index + 1 not in lost and scenes[index + 1 : index + 2] == [frame.scene]:
+            after = _read(source, index + 1, report, skip_broken)
+            report.findings.extend([] if after is None else check_step(frame, after))
         if out is not None:
             name = frame.token.replace("/", "-")
             Image.fromarray(overlay(frame, source.box_classes, source.point_classes)).save(out / f"{name}.png")
     # The same problem in every frame is one problem.
-    return list({(finding.where, finding.problem): finding for finding in findings}.values())
+    once = {(finding.where, finding.problem): finding for finding in report.findings}
+    report.findings[:] = once.values()
+    report.facts.update(counts.facts(read, len(source)))
+    return report
+
+
+class _Counts:
+    """What is in the frames read so far."""
+
+    def __init__(self, box_classes: Classes | None, point_classes: Classes | None) -> None:
+        self.box_classes, self.point_classes = box_classes, point_classes
+        self.points: list[int] = []
+        self.ranges: list[float] = []
+        self.images: Counter[str] = Counter()
+        self.labels: Counter[int] = Counter()
+        self.boxes: Counter[int] = Counter()
+
+    def add(self, frame: Frame) -> None:
+        """Count one more frame; of labels, those of the keyframe's own points."""
+        points = frame.points
+        self.points.append(len(points))
+        if len(points):
+            self.ranges.append(float(points.xyz_ego[:, :2].norm(dim=-1).median()))
+        self.images.update(f"{camera.image.shape[-2]}×{camera.image.shape[-1]}" for camera in frame.cameras)
+        if points.labels is not None:
+            self.labels.update(points.labels[points.age == 0].tolist())
+        if frame.boxes is not None:
+            self.boxes.update(frame.boxes.label.tolist())
+
+    def facts(self, indices: list[int], length: int) -> dict[str, str]:
+        """Each topic in words, with the frames it was computed on."""
+        if not indices:
+            return {}
+        where = f"(frames {', '.join(map(str, indices))} of 0 to {length - 1})"
+        near = f", half of them within {np.median(self.ranges):.1f} m" if self.ranges else ""
+        images = ", ".join(f"{count} of {size}" for size, count in self.images.items()) or "none"
+        facts = {"points": f"{np.median(self.points):.0f} a frame{near} {where}", "images": f"{images} {where}"}
+        if self.point_classes is not None and self.labels:
+            facts["point labels"] = f"{_shares(self.labels, self.point_classes)} {where}"
+        if self.box_classes is not None and self.boxes:
+            count = sum(self.boxes.values()) - self.boxes[UNKNOWN]
+            facts["boxes"] = f"{count} of a class: {_shares(self.boxes, self.box_classes)} {where}"
+        return facts
+
+
+def _shares(counts: Counter[int], classes: Classes) -> str:
+    """How many have a label, which labels are most frequent, and which do not occur."""
+    known = {label: count for label, count in counts.items() if 0 <= label < len(classes)}
+    total, labelled = sum(counts.values()), sum(known.values())
+    often = sorted(known, key=lambda label: -known[label])[:5]
+    shown = ", ".join(f"{classes.names[label]} {known[label] / total:.0%}" for label in often)
+    never = [name for label, name in enumerate(classes.names) if label not in known]
+    text = f"{labelled / total:.1%} have a label" + (f", most {shown}" if shown else "")
+    return text + (f"; no {', '.join(never)}" if never else "; every class occurs")
 
 
 def check_frame(frame: Frame, box_classes: Classes | None, point_classes: Classes | None) -> list[Finding]:
@@ -127,12 +225,30 @@ def overlay(frame: Frame, box_classes: Classes | None, point_classes: Classes | 
     return tiles([*shown, (f"{frame.token} from above", above)], columns=min(3, max(1, len(frame.cameras))), width=800)
 
 
-def _read(source: Source, index: int, findings: list[Finding]) -> Frame | None:
+def _read(source: Source, index: int, report: Report, skip_broken: bool) -> Frame | None:
     try:
-        return source[index]
+        frame = source[index]
     except (ValueError, OSError) as problem:
-        findings.append(_of_error(f"frame {index}", problem))
+        (report.skipped if skip_broken else report.findings).append(_of_error(f"frame {index}", problem))
         return None
+    report.frames.extend([frame.token] if frame.token not in report.frames else [])
+    return frame
+
+
+def _of_lost(lost: dict[Path, list[int]]) -> list[Finding]:
+    """One finding for each folder from which files are missing."""
+    folders: dict[Path, list[Path]] = {}
+    for path in lost:
+        folders.setdefault(path.parent, []).append(path)
+    findings = []
+    for folder, paths in folders.items():
+        broken = sorted({index for path in paths for index in lost[path]})
+        others = f", as are {len(paths) - 1} more files of {folder.name}" if len(paths) > 1 else ""
+        frames = f"{len(broken)} frames need them" if len(broken) > 1 else f"frame {broken[0]} needs it"
+        text = f"is missing or empty{others} ({frames})"
+        remedy = "fetch that part of the data set again, or leave these frames out with --skip-broken"
+        findings.append(Finding(str(paths[0]), text, remedy))
+    return findings
 
 
 def _check_points(frame: Frame) -> list[Finding]:

@@ -10,10 +10,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from cofield.data import Source
+from cofield.data.folders import readable
 from cofield.data.loader import spread
 from cofield.grid import Grid
 from cofield.models.render import Seen
 from cofield.ops.voxelize import nearest
+from cofield.train.config import Data
 from cofield.train.measure import Painting, measure, paint_frame, with_novel
 from cofield.train.results import write_results
 from cofield.train.run import open_run, open_split
@@ -141,22 +144,27 @@ def write_pictures(painting: Painting, grid: Grid, out: Path, name: str) -> list
     return [*written, out / f"{name}.ply"]
 
 
-def render_run(folder: Path, out: Path, frames: int, split: str = "val") -> dict[str, float]:
+def frames_of(data: Data, split: str, frames: int, skip_broken: bool = False) -> tuple[Source, list[int]]:
+    """A split of a run's source and some of its frames, evenly spread; only readable ones, if so wanted."""
+    source = open_split(replace(data, store=False), split)
+    indices = spread(len(source), frames)
+    return source, readable(source, indices) if skip_broken or data.skip_broken else indices
+
+
+def render_run(folder: Path, out: Path, frames: int, split: str = "val", skip_broken: bool = False) -> dict[str, float]:
     """Write the pictures of a run's held-out frames, spread over a split; the score of those frames."""
     config, task = open_run(folder)
-    source = open_split(replace(config.data, store=False), split)
-    indices = spread(len(source), frames)
+    source, indices = frames_of(config.data, split, frames, skip_broken)
     for frame, novel in with_novel(source, indices):
         write_pictures(paint_frame(task, frame, novel), config.grid, out, frame.token)
     return measure(task, source, indices)
 
 
-def measure_run(folder: Path, frames: int, results: Path | None = None) -> dict[str, float]:
+def measure_run(folder: Path, frames: int, results: Path | None = None, skip_broken: bool = False) -> dict[str, float]:
     """The score of a run on held-out frames, also written as results if a file is named."""
     began = time.monotonic()
     config, task = open_run(folder)
-    source = open_split(replace(config.data, store=False), "val")
-    indices = spread(len(source), frames)
+    source, indices = frames_of(config.data, "val", frames, skip_broken)
     scores = measure(task, source, indices)
     if results is not None:
         common = {"task": "pretrain", "source": source.name, "steps": config.optim.steps, "seed": config.optim.seed}

@@ -3,21 +3,19 @@
 import base64
 import html
 from collections.abc import Iterable
-from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cofield.data.loader import spread
 from cofield.train.config import as_yaml
 from cofield.train.measure import measure, paint_frame, with_novel
 from cofield.train.recipes import repeat
-from cofield.train.run import open_run, open_split
+from cofield.train.run import open_run
 from cofield.train.watch import read_metrics
 from cofield.view.paint import Picture, tiles
-from cofield.view.pictures import above_pictures, beam_pictures, camera_pictures, novel_pictures
+from cofield.view.pictures import above_pictures, beam_pictures, camera_pictures, frames_of, novel_pictures
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #fbfbf9; --line: #dcdfe4; }
@@ -51,7 +49,11 @@ MEANING = {
 
 
 def report_run(
-    folder: Path, out: Path, frames: int = 2, comparison: list[tuple[str, float, float]] | None = None
+    folder: Path,
+    out: Path,
+    frames: int = 2,
+    comparison: list[tuple[str, float, float]] | None = None,
+    skip_broken: bool = False,
 ) -> None:
     """Write the report of a pre-training run.
 
@@ -59,8 +61,7 @@ def report_run(
         comparison: names with a value from scratch and one from this run's trunk, to be shown first.
     """
     config, task = open_run(folder)
-    source = open_split(replace(config.data, store=False), "val")
-    indices = spread(len(source), frames)
+    source, indices = frames_of(config.data, "val", frames, skip_broken)
     sections = []
     for frame, novel in with_novel(source, indices):
         painting = paint_frame(task, frame, novel)
