@@ -6,7 +6,9 @@ import torch
 from cofield.classes import (
     ATTRIBUTES,
     COMMON,
+    COUNTERPARTS,
     DETECTION,
+    KITTI,
     LIDARSEG,
     MAP_LAYERS,
     SEMANTICKITTI,
@@ -32,8 +34,18 @@ def test_a_class_without_counterpart_becomes_unknown() -> None:
     assert table[LIDARSEG.index("traffic_cone")] == UNKNOWN
     assert table[LIDARSEG.index("pedestrian")] == SEMANTICKITTI.index("person")
     assert table[LIDARSEG.index("sidewalk")] == SEMANTICKITTI.index("sidewalk")
-    # Four classes of SemanticKITTI are man-made: none of them is *the* counterpart.
-    assert table[LIDARSEG.index("manmade")] == UNKNOWN
+    # Three classes of SemanticKITTI are two-wheelers with or without a rider: none is *the* counterpart of the group.
+    assert translation(COMMON, SEMANTICKITTI)[COMMON.index("two_wheeler")] == UNKNOWN
+
+
+def test_what_another_data_set_calls_a_class_is_one_table() -> None:
+    for (source, target), table in COUNTERPARTS.items():
+        spaces = {each.space: each for each in (DETECTION, LIDARSEG, SEMANTICKITTI, KITTI)}
+        found = translation(spaces[source], spaces[target]).tolist()
+        names = [None if label == UNKNOWN else spaces[target].names[label] for label in found]
+        assert names == [table.get(name) for name in spaces[source].names]
+    assert translation(DETECTION, KITTI)[DETECTION.index("car")] == KITTI.index("Car")
+    assert translation(LIDARSEG, SEMANTICKITTI)[LIDARSEG.index("manmade")] == SEMANTICKITTI.index("building")
 
 
 def test_within_one_space_nothing_changes() -> None:

@@ -181,19 +181,55 @@ _COMMON_NAMES: dict[str, dict[str, str]] = {
 }
 
 
+# What one data set calls the classes of another, where names and groups do not tell: used by `translation` and so
+# by every exporter. A class without an entry (cones and barriers, which neither KITTI labels) is UNKNOWN there.
+COUNTERPARTS: dict[tuple[str, str], dict[str, str]] = {
+    (DETECTION.space, KITTI.space): {
+        "car": "Car",
+        "truck": "Truck",
+        "construction_vehicle": "Misc",
+        "bus": "Misc",
+        "trailer": "Misc",
+        "motorcycle": "Misc",
+        "bicycle": "Cyclist",
+        "pedestrian": "Pedestrian",
+    },
+    (LIDARSEG.space, SEMANTICKITTI.space): {
+        "bicycle": "bicycle",
+        "bus": "other-vehicle",
+        "car": "car",
+        "construction_vehicle": "other-vehicle",
+        "motorcycle": "motorcycle",
+        "pedestrian": "person",
+        "trailer": "other-vehicle",
+        "truck": "truck",
+        "driveable_surface": "road",
+        "other_flat": "other-ground",
+        "sidewalk": "sidewalk",
+        "terrain": "terrain",
+        "manmade": "building",
+        "vegetation": "vegetation",
+    },
+}
+
+
 def translation(source: Classes, target: Classes) -> Int[Tensor, "k"]:
     """For each source label its target label, or UNKNOWN where the target has no such class.
 
-    Within one space that is the identity. Into `COMMON` each class goes to its group; between two
-    other spaces a name goes to the same name, else to the one class of the target that shares its group.
+    Within one space that is the identity; two spaces of `COUNTERPARTS` follow their table. Into `COMMON` each class
+    goes to its group; between two other spaces a name goes to the same name, else to the one class of the target
+    that shares its group.
     """
     for classes in (source, target):
         if classes.space not in _COMMON_NAMES:
             raise ValueError(f"no translation for {classes.space}; there is one for {', '.join(_COMMON_NAMES)}")
     if source.space == target.space:
         return torch.arange(len(source))
-    groups = _COMMON_NAMES[source.space]
-    found = [_counterpart(name, groups.get(name), target) for name in source.names]
+    groups, table = _COMMON_NAMES[source.space], COUNTERPARTS.get((source.space, target.space))
+    if table is not None:
+        found = [table.get(name) for name in source.names]
+    else:
+        found = [_counterpart(name, groups.get(name), target) for name in source.names]
     return torch.tensor([UNKNOWN if name is None else target.index(name) for name in found])
 
 

@@ -1,13 +1,12 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cofield.classes import DETECTION, KITTI, LIDARSEG, SEMANTICKITTI, UNKNOWN
+from cofield.classes import COUNTERPARTS, DETECTION, KITTI, LIDARSEG, SEMANTICKITTI, UNKNOWN
 from cofield.data.export import export, scene_splits
-from cofield.data.export_kitti import KITTI_NAMES
-from cofield.data.export_semantickitti import SEMANTICKITTI_NAMES
 from cofield.data.kitti import Kitti
 from cofield.data.semantickitti import SemanticKitti
 from cofield.data.simulate import World
@@ -73,7 +72,7 @@ def test_kitti_boxes_in_view_come_back_with_their_classes(world, kitti):
         nearest = distance.argmin(1)
         assert distance.amin(1).max() < 1e-3
         for label, own in zip(after.label.tolist(), before.boxes.label[nearest].tolist(), strict=True):
-            assert KITTI.names[label] == KITTI_NAMES[DETECTION.names[own]]
+            assert KITTI.names[label] == COUNTERPARTS[DETECTION.space, KITTI.space][DETECTION.names[own]]
             names.add(KITTI.names[label])
         assert (before.boxes.num_points[nearest] > 0).all()
         assert torch.allclose(after.size, before.boxes.size[nearest], atol=1e-4)
@@ -111,7 +110,8 @@ def test_semantickitti_scans_labels_and_poses_come_back(world, sequences):
     for before, after in ((world[3], train[3]), (world[8], val[1])):
         key = before.points.age == 0
         assert torch.allclose(after.points.xyz_ego, before.points.xyz_ego[key], atol=1e-5)
-        names = [SEMANTICKITTI_NAMES.get(LIDARSEG.names[label]) for label in before.points.labels[key].tolist()]
+        table = COUNTERPARTS[LIDARSEG.space, SEMANTICKITTI.space]
+        names = [table.get(LIDARSEG.names[label]) for label in before.points.labels[key].tolist()]
         expected = [UNKNOWN if name is None else SEMANTICKITTI.index(name) for name in names]
         assert after.points.labels.tolist() == expected
         assert torch.equal(after.points.instances == UNKNOWN, before.points.instances[key] == UNKNOWN)
@@ -137,6 +137,17 @@ def test_every_fifth_scene_is_for_validation():
         "val": ["s1", "s6"],
     }
     assert scene_splits(["a"]) == {"train": ["a"], "val": ["a"]}
+
+
+def test_frames_that_cannot_be_read_are_left_out_of_an_export(kitti, tmp_path, caplog):
+    root = shutil.copytree(kitti, tmp_path / "before")
+    (root / "training/velodyne/000001.bin").write_bytes(bytes(15))
+    source = Kitti(root, "trainval")
+    with pytest.raises(ValueError, match=r"000001\.bin holds 15 bytes"):
+        export(source, "kitti", tmp_path / "refused", 3)
+    assert export(source, "kitti", tmp_path / "after", 3, skip_broken=True) == 2
+    assert "000001.bin holds 15 bytes" in caplog.text
+    assert torch.equal(Kitti(tmp_path / "after", "trainval")[1].points.xyz_ego, source[2].points.xyz_ego)
 
 
 def test_a_wrong_format_folder_or_count_is_refused(world, tmp_path):

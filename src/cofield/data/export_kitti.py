@@ -11,24 +11,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cofield.classes import DETECTION, KITTI, UNKNOWN, Classes
+from cofield.classes import DETECTION, KITTI, Classes, translate
 from cofield.data import Source
 from cofield.data.export import known, relabelled, scene_splits, sweep_numbers, write_array, write_image
 from cofield.data.kitti import LIDAR_HEIGHT
 from cofield.frame import Boxes, Camera, Frame
 from cofield.geometry import inverse, pose, project, rotate, transform
-
-# What KITTI calls the classes of nuScenes; cones and barriers it does not label.
-KITTI_NAMES = {
-    "car": "Car",
-    "truck": "Truck",
-    "construction_vehicle": "Misc",
-    "bus": "Misc",
-    "trailer": "Misc",
-    "motorcycle": "Misc",
-    "bicycle": "Cyclist",
-    "pedestrian": "Pedestrian",
-}
 
 _IDENTITY = "1 0 0 0 1 0 0 0 1"
 _NEAREST = 0.5
@@ -61,11 +49,7 @@ def write_kitti(source: Source, root: Path, frames: int) -> None:
 
 def kitti_labels(labels: Int[Tensor, "n"], own: Classes) -> Int[Tensor, "n"]:
     """Labels in KITTI's own space."""
-    if own.space == KITTI.space:
-        return labels
-    names = [KITTI_NAMES.get(name) for name in DETECTION.names]
-    table = torch.tensor([*(UNKNOWN if name is None else KITTI.index(name) for name in names), UNKNOWN])
-    return table[relabelled(labels, own, DETECTION)]
+    return labels if own.space == KITTI.space else translate(relabelled(labels, own, DETECTION), DETECTION, KITTI)
 
 
 def velodyne_table(frame: Frame) -> np.ndarray:
@@ -96,7 +80,10 @@ def calibration_text(cameras: tuple[Camera, ...], mounting: str) -> str:
 
 
 def label_lines(boxes: Boxes, label: Tensor, camera: Camera) -> list[str]:
-    """The boxes of which camera and LiDAR see something, and regions without a class, as lines of a label file."""
+    """The boxes of which camera and LiDAR see something, and regions without a class, as lines of a label file.
+
+    Where boxes have scores these are a 16th column, as in result files.
+    """
     cam_T_ego = camera.cam_T_ego.double()
     bottom = boxes.centre.double() - torch.tensor([0.0, 0.0, 0.5]).double() * boxes.size.double()[:, 2:]
     heading = torch.stack([boxes.yaw.cos(), boxes.yaw.sin(), 0 * boxes.yaw], -1).double()
@@ -123,6 +110,7 @@ def label_lines(boxes: Boxes, label: Tensor, camera: Camera) -> list[str]:
         lines.append(
             f"{KITTI.names[int(label[i])]} {truncation:.2f} {occlusion} {alpha:.6f} {_numbers(rectangle)} "
             f"{height:.6f} {width:.6f} {length:.6f} {_numbers(xyz[i])} {float(turn[i]):.6f}"
+            + ("" if boxes.score is None else f" {float(boxes.score[i]):.6f}")
         )
     return lines
 

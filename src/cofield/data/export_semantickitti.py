@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int, UInt32
 from torch import Tensor
 
-from cofield.classes import LIDARSEG, SEMANTICKITTI, UNKNOWN, Classes
+from cofield.classes import LIDARSEG, SEMANTICKITTI, UNKNOWN, Classes, translate
 from cofield.data import Source
 from cofield.data.export import point_labels, sweep_numbers, write_array, write_image
 from cofield.data.export_kitti import calibration_text, stereo_pair, velodyne_table
@@ -18,24 +18,6 @@ from cofield.geometry import inverse
 
 # The second scene is the validation sequence.
 SEQUENCES = ("00", "08", "01", "02", "03", "04", "05", "06", "07", "09", "10")
-
-# What SemanticKITTI calls the classes of nuScenes; barriers and cones it does not label.
-SEMANTICKITTI_NAMES = {
-    "bicycle": "bicycle",
-    "bus": "other-vehicle",
-    "car": "car",
-    "construction_vehicle": "other-vehicle",
-    "motorcycle": "motorcycle",
-    "pedestrian": "person",
-    "trailer": "other-vehicle",
-    "truck": "truck",
-    "driveable_surface": "road",
-    "other_flat": "other-ground",
-    "sidewalk": "sidewalk",
-    "terrain": "terrain",
-    "manmade": "building",
-    "vegetation": "vegetation",
-}
 
 # Poses are those of a camera; for sources without any, one that looks along ego x.
 _AHEAD = Camera(
@@ -104,9 +86,7 @@ def semantickitti_labels(frame: Frame, own: Classes | None) -> Int[Tensor, "p"] 
     if own is None or own.space == SEMANTICKITTI.space:
         return frame.points.labels
     labels = point_labels(frame, own, LIDARSEG)
-    names = [SEMANTICKITTI_NAMES.get(name) for name in LIDARSEG.names]
-    table = torch.tensor([*(UNKNOWN if name is None else SEMANTICKITTI.index(name) for name in names), UNKNOWN])
-    return None if labels is None else table[labels]
+    return None if labels is None else translate(labels, LIDARSEG, SEMANTICKITTI)
 
 
 def label_words(labels: Int[Tensor, "p"], tracks: Int[Tensor, "p"] | None) -> UInt32[np.ndarray, "p"]:
