@@ -81,7 +81,7 @@ class CenterPoint(nn.Module):
     def __init__(
         self,
         bev: Bev,
-        width: int = 64,
+        width: int = 32,
         groups: tuple[tuple[str, ...], ...] = GROUPS,
         classes: Classes = DETECTION,
         norm: Norm = "group",

@@ -66,12 +66,12 @@ class Wanted:
 
 
 class Decoder(nn.Module):
-    """One layer of a transformer: queries look at each other, then at the map. Places are added to what is compared."""
+    """A transformer layer: queries look at each other, then at the ground. Places are part of what is looked at."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.each_other = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.map = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ground = nn.MultiheadAttention(width, heads, batch_first=True)
         self.think = mlp(width, hidden, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
@@ -79,22 +79,21 @@ class Decoder(nn.Module):
         self,
         query: Float[Tensor, "b q c"],
         query_place: Float[Tensor, "b q c"],
-        map: Float[Tensor, "b n c"],
-        map_place: Float[Tensor, "n c"],
+        ground: Float[Tensor, "b n c"],
+        ground_place: Float[Tensor, "n c"],
     ) -> Float[Tensor, "b q c"]:
         first, second, third = self.norms
-        here, there = query + query_place, map + map_place
+        here, there = query + query_place, ground + ground_place
         query = first(query + self.each_other(here, here, here, need_weights=False)[0])
-        query = second(query + self.map(query + query_place, there, there, need_weights=False)[0])
+        query = second(query + self.ground(query + query_place, there, there, need_weights=False)[0])
         return third(query + self.think(query).float())
 
 
 class TransFusion(nn.Module):
     """TransFusion's head on fused features, one decoder layer.
 
-    There is no dropout (the paper's is 0.1; ours follows from no seed but the first weights').
-
-    Boxes without LiDAR returns are not learned, as in the released detectors.
+    There is no dropout (p: 0.1), so nothing is drawn here. Boxes without LiDAR returns are not learned, as in the
+    released detectors.
 
     Args:
         bev: the network below, on whose cells peaks are.
