@@ -126,6 +126,10 @@ class NuScenes:
         present = tuple(name for name, kind in kinds if kind == "camera")
         return tuple(sorted(present, key=CAMERAS.index)) if set(present) <= set(CAMERAS) else present
 
+    def lidar_token(self, index: int) -> str:
+        """The token of a frame's LiDAR file, after which files of point labels are named."""
+        return self.tables["file.token"][self._file(int(self._samples[index]), LIDAR)].tobytes().hex()
+
     def files(self, index: int) -> list[Path]:
         """The files that a frame is read from."""
         sample = int(self._samples[index])

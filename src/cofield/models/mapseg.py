@@ -46,8 +46,8 @@ class MapHead(nn.Module):
             raise ValueError("maps are rasters along x and y; a cylindrical trunk has none")
         flat = grid.flat()
         count = (flat.count[0] * finer, flat.count[1] * finer, 1)
-        fine = replace(flat, count=count, cell=(flat.cell[0] / finer, flat.cell[1] / finer, flat.cell[2]))
-        self.grid = raster or fine
+        cell = (flat.cell[0] / finer, flat.cell[1] / finer, flat.cell[2])
+        self.grid = raster or BoxGrid(flat.lower, cell, count, flat.origin_ego)
         self.names = LAYERS if occupied else MAP_LAYERS.names
         self.gamma, self.balance = gamma, balance
         self.layers = Layers(

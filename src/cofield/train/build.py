@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from cofield.classes import LIDARSEG, SEMANTICKITTI
 from cofield.draw import Key, counted_seed
 from cofield.grid import Grid
 from cofield.models.bev import Bev
@@ -15,10 +16,11 @@ from cofield.models.fuse import Fuse
 from cofield.models.lidar import Pillars
 from cofield.models.lift import DepthBins, Lift
 from cofield.models.mapseg import MapHead
+from cofield.models.pointseg import PointHead
 from cofield.models.transfusion import TransFusion
 from cofield.models.trunk import CameraBranch, Trunk
-from cofield.train.config import BoxHead, BoxTuning, Finetuning, MapTuning, Model, Pretraining
-from cofield.train.tasks import Detect, MapSegment, Pretrain, Supervised
+from cofield.train.config import BoxHead, BoxTuning, Finetuning, MapTuning, Model, PointTuning, Pretraining
+from cofield.train.tasks import Detect, MapSegment, PointSegment, Pretrain, Supervised
 
 
 def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
@@ -63,6 +65,10 @@ def build_finetuning(config: Finetuning) -> Supervised:
                 return MapSegment(trunk, head, optim)
             case BoxTuning(head=wish):
                 return Detect(trunk, build_box_head(wish, config.model.width, config.grid), optim)
+            case PointTuning(head=wish):
+                spaces = {classes.space: classes for classes in (LIDARSEG, SEMANTICKITTI)}
+                head = PointHead(config.model.width, config.grid, spaces[wish.classes], wish.width)
+                return PointSegment(trunk, head, optim)
     raise ValueError(f"no task is called {type(config).__name__}")
 
 

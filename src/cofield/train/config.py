@@ -180,6 +180,18 @@ class BoxHead:
 
 
 @dataclass(frozen=True)
+class PointClasses:
+    """The point segmentation head.
+
+    Args:
+        classes: what the points' labels count; as the source has them.
+    """
+
+    width: int = 64
+    classes: Literal["nuscenes-lidarseg", "semantickitti"] = "nuscenes-lidarseg"
+
+
+@dataclass(frozen=True)
 class Finetuning:
     """What every fine-tuning run has; each task adds its head."""
 
@@ -210,8 +222,16 @@ class BoxTuning(Finetuning):
     head: BoxHead = field(default_factory=BoxHead)
 
 
+@dataclass(frozen=True)
+class PointTuning(Finetuning):
+    """A whole run of point segmentation."""
+
+    task: Literal["points"] = "points"
+    head: PointClasses = field(default_factory=PointClasses)
+
+
 Config = Pretraining | Finetuning
-_ANY = TypeAdapter(Annotated[Pretraining | MapTuning | BoxTuning, Field(discriminator="task")])
+_ANY = TypeAdapter(Annotated[Pretraining | MapTuning | BoxTuning | PointTuning, Field(discriminator="task")])
 
 
 def as_yaml(config: Config) -> str:

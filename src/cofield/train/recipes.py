@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from cofield.data.augment import Augment
 from cofield.grid import BoxGrid
-from cofield.train.config import BoxTuning, Config, Data, Head, MapTuning, Optim, Pretraining, flat
+from cofield.train.config import BoxTuning, Config, Data, Head, MapTuning, Optim, PointTuning, Pretraining, flat
 
 Kind = TypeVar("Kind", bound=Config)
 TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 8))
@@ -64,6 +64,12 @@ def boxes_world_tiny() -> BoxTuning:
     return replace(small, data=replace(small.data, source="world:tiny"))
 
 
+def points_world_small() -> PointTuning:
+    """The class of every LiDAR point of the small synthetic world."""
+    data = Data("world:small", store=True, workers=0, batch=2, validation=10_000)
+    return PointTuning(grid=TOWN, data=data, optim=Optim(steps=200, rate=2e-3, validate_every=200))
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "world:tiny": world_tiny,
     "world:small": world_small,
@@ -73,6 +79,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "map:world:small": map_world_small,
     "boxes:world:tiny": boxes_world_tiny,
     "boxes:world:small": boxes_world_small,
+    "points:world:small": points_world_small,
 }
 
 

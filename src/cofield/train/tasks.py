@@ -13,13 +13,14 @@ from cofield.classes import likely_attributes
 from cofield.draw import Key
 from cofield.frame import Batch, Boxes, Hidden
 from cofield.grid import Volume
-from cofield.metrics.iou import MapIoU
+from cofield.metrics.iou import MapIoU, PointIoU
 from cofield.metrics.nuscenes import MOST_BOXES, RANGES, NuScenesScore
 from cofield.metrics.render import RenderScore
 from cofield.models.centerpoint import CenterPoint
 from cofield.models.field import Background, Field, light
-from cofield.models.mapseg import LAYERS, MapHead
+from cofield.models.mapseg import MapHead
 from cofield.models.mask import Masking, hide
+from cofield.models.pointseg import PointHead
 from cofield.models.render import Seen, render
 from cofield.models.transfusion import TransFusion
 from cofield.models.trunk import Trunk
@@ -180,7 +181,7 @@ class MapSegment(Supervised[MapIoU]):
         return self.head.loss(self.head(self.trunk(batch)), self.head.encode(batch))
 
     def fresh_score(self) -> MapIoU:
-        return MapIoU(LAYERS)
+        return MapIoU(self.head.names)
 
     def count(self, score: MapIoU, batch: Batch) -> None:
         score.add(self(batch), self.head.encode(batch))
@@ -219,6 +220,32 @@ class Detect(Supervised[NuScenesScore]):
 
     def told(self, score: NuScenesScore) -> dict[str, float]:
         return score.compute().summary()
+
+
+class PointSegment(Supervised[PointIoU]):
+    """The class of every point."""
+
+    def __init__(self, trunk: Trunk, head: PointHead, optim: Optim) -> None:
+        super().__init__(trunk, optim)
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The label of every point, in the order of the batch."""
+        return self.head.decode(self.head(self.trunk(batch), batch))
+
+    def objective(self, batch: Batch) -> Tensor:
+        return self.head.loss(self.head(self.trunk(batch), batch), self.head.encode(batch))
+
+    def fresh_score(self) -> PointIoU:
+        return PointIoU(self.head.classes.names)
+
+    def count(self, score: PointIoU, batch: Batch) -> None:
+        # Only the keyframe's points are scored: those of earlier sweeps are there to help.
+        now = batch.points.age == 0
+        score.add(self(batch)[now].cpu(), self.head.encode(batch)[now].cpu(), batch.points.xyz_ego[now].cpu())
+
+    def told(self, score: PointIoU) -> dict[str, float]:
+        return score.compute()
 
 
 def one_cycle_adamw(module: torch.nn.Module, optim: Optim) -> OptimizerLRSchedulerConfig:

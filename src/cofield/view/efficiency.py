@@ -10,7 +10,7 @@ from pathlib import Path
 from cofield.train.results import Interval, Row, interval, paired_difference, read_results
 from cofield.view.report import document, table
 
-MAIN = {"map": "miou"}  # the one number of a task
+MAIN = {"map": "miou", "detect": "map", "points": "miou"}  # the one number of a task
 ORDER = ("scratch", "scratch-equal-compute", "scratch-converged", "pretrained")
 COLOURS: dict[str, str] = dict(zip(ORDER, ("#64748b", "#0e7490", "#7c3aed", "#c2410c"), strict=True))
 HEAD = ("labels", "start", "steps", "seeds", "mean", "over scratch, paired")
