@@ -96,7 +96,7 @@ def main() -> None:
 
         times = alternating({"spconv": theirs, "fp32": ours, "bf16": ours_bf16, "map": our_map}, options.rounds)
         for kind in ("fp32", "bf16"):
-            row = {"op": "sparse convolution, forward and backward", "case": f"{len(sites)} voxels, {WIDTH} to {WIDTH}",
+            row = {"op": "sparse", "case": f"{len(sites)} voxels, {WIDTH} to {WIDTH}",
                    "backend": f"cofield {kind}", "peer": "spconv 2.3 CPU fp32", "ms": times[kind],
                    "peer_ms": times["spconv"], "ratio": times[kind] / times["spconv"], "map_ms": times["map"],
                    "links_per_voxel": links.starts[-1] / len(sites), "goal": 1.0}  # fmt: skip
