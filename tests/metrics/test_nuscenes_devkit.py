@@ -1,4 +1,4 @@
-"""The nuScenes detection score against the official devkit, which runs in an environment of its own.
+"""The nuScenes detection score and result files against the official devkit, which runs in an environment of its own.
 
 $COFIELD_DEVKIT_PYTHON names that environment's interpreter; docs/datasets.md says how to make it.
 """
@@ -16,6 +16,11 @@ import pytest
 import torch
 
 from cofield.classes import ATTRIBUTES, DETECTION, UNKNOWN
+from cofield.data.export import export
+from cofield.data.nuscenes import NuScenes
+from cofield.data.nuscenes_truth import official_truth
+from cofield.data.simulate import World
+from cofield.data.submission import in_world, read_detections, write_detections
 from cofield.draw import generator
 from cofield.frame import Boxes
 from cofield.metrics.nuscenes import THRESHOLDS, DetectionScore, NuScenesScore
@@ -219,3 +224,61 @@ def test_every_number_equals_the_devkits_on_random_and_on_awkward_boxes(judge, t
     assert theirs["perfect"]["map"] == pytest.approx(1)
     # Some boxes at the edge of the range went out of it.
     assert theirs["shifted"]["map"] == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def town(judge, tmp_path_factory) -> NuScenes:
+    """A world as an official folder, with a split that the devkit does not take for its own."""
+    world = World("tiny")
+    mounts = tuple(replace(mount, size=(32, 64)) for mount in world.rig.cameras[:1])
+    world = World("tiny", rig=replace(world.rig, cameras=mounts, beams=16, azimuths=180, sweeps=1))
+    root = tmp_path_factory.mktemp("town") / "nuscenes"
+    export(world, "nuscenes", root, 21)
+    listing = root / "v1.0-mini" / "splits.json"
+    lists = json.loads(listing.read_text())
+    listing.write_text(json.dumps({"everything": [name for names in lists.values() for name in names]}))
+    return NuScenes(root, "everything", "v1.0-mini", cameras=())
+
+
+def guesses(boxes: Boxes, seed: int) -> Boxes:
+    """What a model may make of the truth: each box twice or not at all, moved, and of another class at times."""
+    draw = generator("guesses", seed)
+    near = boxes.select(chance(len(boxes), 0.8, draw).nonzero()[:, 0].repeat(2))
+    noise = torch.randn(len(near), 6, generator=draw)
+    label = torch.where(chance(len(near), 0.1, draw), torch.randint(10, (len(near),), generator=draw), near.label)
+    return replace(
+        near,
+        centre=near.centre + noise[:, :3] * 0.5,
+        yaw=near.yaw + noise[:, 3] * 0.3,
+        velocity=near.velocity + noise[:, 4:],
+        label=label,
+        score=torch.rand(len(near), generator=draw),
+    )
+
+
+@pytest.mark.parametrize("kind", ["guessed", "true", "shifted"])
+def test_an_official_file_evaluates_in_the_devkit_to_our_numbers(kind, judge, town, tmp_path) -> None:
+    truth = {each.token: each for each in official_truth(town)}
+    shift = torch.tensor([0.6 * kind.startswith("shift"), 0, 0], dtype=torch.float64)
+    found = {}
+    for i, (token, known) in enumerate(truth.items()):
+        if kind == "guessed":
+            frame = town[i]
+            found[token] = in_world(guesses(frame.boxes, i), frame.world_T_ego)
+        else:
+            seen = known.boxes.select(known.boxes.num_points > 0)
+            found[token] = replace(seen, centre=seen.centre + shift, score=torch.ones(len(seen)).double())
+    write_detections(tmp_path / "found.json", found.items())
+    metric = NuScenesScore()
+    for token, boxes in read_detections(tmp_path / "found.json", truth).items():
+        known = truth[token]
+        metric.add(token, boxes, known.boxes, known.position, known.racks)
+    ours, theirs = metric.compute(), judge("files", town.root, tmp_path / "found.json", "everything")
+    assert max(differences(ours, theirs).values()) < 1e-9
+    there = ours.ap[:, 3] > 0
+    assert there.sum() >= 4
+    if kind == "true":
+        torch.testing.assert_close(ours.ap[there], torch.ones(int(there.sum()), 4).double())
+        assert ours.errors[there].nan_to_num().max() < 1e-9
+    if kind == "shifted":
+        assert (ours.ap[there, 0] == 0).all()

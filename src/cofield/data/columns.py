@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-LAYOUT = 1  # changes when the columns do
+LAYOUT = 2  # changes when the columns do
 
 
 class Columns(Mapping[str, np.ndarray]):

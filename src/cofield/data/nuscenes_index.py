@@ -38,6 +38,8 @@ LIDARSEG_NAMES = DETECTION_NAMES | {
     "static.vegetation": "vegetation",
 }
 
+RACK = "static_object.bicycle_rack"  # of no class, but what stands in one is not evaluated
+
 _REQUIRED = (
     "attribute",
     "calibrated_sensor",
@@ -152,6 +154,7 @@ def _sample_data(
     files[of_sample[keys], known["calibration.channel"][calibration[keys]]] = keys
     columns = {
         "sample.file": files,
+        "file.token": data["token"],
         "file.timestamp": data.pop("timestamp"),
         "file.calibration": calibration,
         "file.prev": data.rows_of("prev", data, may_be_empty=True),
@@ -195,6 +198,7 @@ def _boxes(folder: Path, sample: Table, place: np.ndarray, category: Table) -> d
         "size": "3",
         "rotation": "4",
         "num_lidar_pts": "int",
+        "num_radar_pts": "int",
     }
     box = Table(folder, "sample_annotation", kinds)
     instance = Table(folder, "instance", {"token": "token", "category_token": "token"})
@@ -219,6 +223,8 @@ def _boxes(folder: Path, sample: Table, place: np.ndarray, category: Table) -> d
         "box.occlusion": levels.max(initial=0)
         - levels[box.rows_of("visibility_token", visibility, may_be_empty=True)][order],
         "box.points": box["num_lidar_pts"][order],
+        "box.radar": box["num_radar_pts"][order],
+        "box.rack": np.array([name == RACK for name in category["name"]])[of_category][track][order],
     }
 
 
