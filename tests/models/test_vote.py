@@ -147,6 +147,7 @@ def test_the_score_counts_what_is_kept_and_what_is_right() -> None:
     assert score["labelled"] == 6 / 8
     assert score["precision"] == pytest.approx(4 / 5)
     assert score["recall"] == pytest.approx(4 / 6)
+    assert score["unfounded"] == pytest.approx(1 / 6)
     assert "precision" not in found.score()
     all_rejected = vote(p[6:], segments(2), Confidence()).score(truth[6:])
     assert all_rejected["kept"] == 0

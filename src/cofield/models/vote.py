@@ -75,13 +75,14 @@ class Votes:
 
     def score(self, truth: Int[Tensor, "r"] | None = None) -> dict[str, float]:
         """Shares for a log: of segments kept, of rays that vote and that are labelled; with the truth, also how many
-        labels are right (precision) and how many of the rays with a true class get it (recall). NaN where of nothing.
+        labels are right (precision), how many of the rays with a true class get it (recall) and how many labels are
+        on what has no class, as the sky (unfounded). NaN where of nothing.
         """
         labelled = self.label != UNKNOWN
         shares = {"kept": self.kept, "voting": self.votes, "labelled": labelled}
         if truth is not None:
             right, known = self.label == truth, truth != UNKNOWN
-            shares |= {"precision": right[labelled & known], "recall": right[known]}
+            shares |= {"precision": right[labelled & known], "recall": right[known], "unfounded": ~known[labelled]}
         return {name: float(share.float().mean()) for name, share in shares.items()}
 
 
