@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from cofield.draw import generator
+from cofield.frame import collate
 from cofield.models.backbones import Neck, PaperCamera, ResNet, Swin
 from cofield.models.blocks import Frozen, Norm, compute_in, normalised
+from cofield.models.camera import MaskToken
+from cofield.models.fuse import ConvFuse
+from cofield.models.lift import DepthBins, DepthLSS
+from cofield.models.trunk import CameraBranch, Trunk
 from cofield.train.build import seeded
+from streets import GRID, frame
 
 pytest.importorskip("transformers")
 
@@ -94,6 +100,18 @@ def test_stochastic_depth_depends_on_an_images_own_generator_and_on_nothing_else
         assert all(torch.equal(a, b) for a, b in zip(still, swin(drop_path=0.0)(images()), strict=True))
     with pytest.raises(ValueError, match="2 images need as many generators, got 1"):
         model.train()(images(), draws("a"))
+
+
+def test_what_a_trunk_drops_depends_on_seed_frame_and_camera_alone() -> None:
+    with seeded("trunk"):
+        encoder = PaperCamera(swin(drop_path=0.9), 16)
+        lift = DepthLSS(16, 8, GRID, 8, DepthBins(1.0, 1.0, 12))
+        trunk = Trunk(CameraBranch(MaskToken(8), encoder, lift), None, ConvFuse((8,), 8), GRID).train()
+    both, alone = collate([frame("a"), frame("b")]), collate([frame("b")])
+    one, two = trunk(both, seed=0).features, trunk(alone, seed=0).features
+    torch.testing.assert_close(one[1:], two, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(two, trunk(alone, seed=1).features, atol=1e-3)
+    assert torch.equal(trunk(alone).features, trunk(alone).features)
 
 
 def test_the_share_of_dropped_layers_rises_to_the_rate_and_keeps_the_mean() -> None:

@@ -1,29 +1,33 @@
 """The part that transfers: sensors in, one volume out."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cofield.draw import Key
 from cofield.frame import Batch, Hidden
 from cofield.grid import Grid, Volume
+from cofield.models.backbones import PaperCamera
 from cofield.models.camera import ConvCamera, MaskToken
-from cofield.models.fuse import Fuse
+from cofield.models.fuse import AddFuse, AttentionFuse, ConvFuse, Fuse
 from cofield.models.lidar import Pillars
-from cofield.models.lift import Lift
+from cofield.models.lift import DepthLSS, Lift
+from cofield.models.voxelnet import VoxelNet
 
 
 class CameraBranch(nn.Module):
     """Images to a volume: mask token, image encoder, lift."""
 
-    def __init__(self, token: MaskToken, encoder: ConvCamera, lift: Lift) -> None:
+    def __init__(self, token: MaskToken, encoder: ConvCamera | PaperCamera, lift: Lift | DepthLSS) -> None:
         super().__init__()
         self.token, self.encoder, self.lift = token, encoder, lift
 
-    def forward(self, seen: Batch, hidden: Hidden | None) -> Volume:
+    def forward(self, seen: Batch, hidden: Hidden | None, draws: list[torch.Generator] | None = None) -> Volume:
         if not seen.images.shape[1]:
             raise ValueError("this trunk has a camera encoder, but the frames have no cameras; use a LiDAR-only recipe")
         pixels = None if hidden is None else hidden.pixels(*seen.images.shape[-2:])
         images = self.token(seen.images, pixels)
-        features: Float[Tensor, "n c h w"] = self.encoder(images.flatten(0, 1))
+        features: Float[Tensor, "n c h w"] = self.encoder(images.flatten(0, 1), draws)
         visible = seen.valid if pixels is None else seen.valid & ~pixels
         return self.lift(features.unflatten(0, images.shape[:2]), seen, visible)
 
@@ -34,15 +38,28 @@ class Trunk(nn.Module):
     `trunk.state_dict()` is what pre-training hands over.
     """
 
-    def __init__(self, camera: CameraBranch | None, lidar: Pillars | None, fuse: Fuse, grid: Grid) -> None:
+    def __init__(
+        self,
+        camera: CameraBranch | None,
+        lidar: Pillars | VoxelNet | None,
+        fuse: Fuse | ConvFuse | AddFuse | AttentionFuse,
+        grid: Grid,
+    ) -> None:
         super().__init__()
         self.camera, self.lidar, self.fuse, self.grid = camera, lidar, fuse, grid
 
-    def forward(self, batch: Batch, hidden: Hidden | None = None) -> Volume:
+    def forward(self, batch: Batch, hidden: Hidden | None = None, seed: Key | None = None) -> Volume:
+        """The volume of what may be seen.
+
+        Args:
+            seed: of the encoders' own draws, which are off without it: for every frame and camera their own.
+        """
         seen = batch if hidden is None else batch.visible(hidden)
         volumes = []
         if self.camera is not None:
-            volumes.append(self.camera(seen, hidden))
+            views = [(b, n) for b in range(len(batch)) for n in range(batch.images.shape[1])]
+            draws = None if seed is None else [batch.draw(b, seed, "drop path", n) for b, n in views]
+            volumes.append(self.camera(seen, hidden, draws))
         if self.lidar is not None:
             volumes.append(self.lidar(seen))
         volume = self.fuse(volumes)

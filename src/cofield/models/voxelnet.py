@@ -142,6 +142,7 @@ class VoxelNet(nn.Module):
         voxel: its size in x, y, z.
         widths: channels of each stage (r).
         limit: points that a voxel takes (r: 10); None for all, whatever order they come in.
+        metres: tell the place of points in metres from the grid's zero (r), and not between its borders.
         height: `collapsed` folds the levels into channels (r) and unfolds them into the grid's; `kept` has them stay
             where they are, interpolated.
     """
@@ -155,9 +156,10 @@ class VoxelNet(nn.Module):
         norm: Norm = "batch",
         limit: int | None = 10,
         height: Literal["collapsed", "kept"] = "collapsed",
+        metres: bool = False,
     ) -> None:
         super().__init__()
-        self.grid, self.width, self.limit, self.height = grid, width, limit, height
+        self.grid, self.width, self.limit, self.height, self.metres = grid, width, limit, height, metres
         if len(widths) < 2:
             raise ValueError(f"a voxel encoder needs at least two stages, got widths {widths}")
         steps: list[tuple[Triple, Triple, Triple]] = [(CUBE, (2, 2, 2), (1, 1, 1))] * (len(widths) - 1)
@@ -200,7 +202,8 @@ class VoxelNet(nn.Module):
         if self.limit is not None:
             found = found.at_most(self.limit)
         points = batch.points.select(found.points)
-        place = self.grid.to_unit(points.xyz_ego) * 2 - 1
+        xyz_ego = points.xyz_ego
+        place = self.grid.coordinates(xyz_ego) if self.metres else self.grid.to_unit(xyz_ego) * 2 - 1
         features = torch.cat([place, points.intensity[:, None], points.age[:, None]], -1)
         return Sparse(found.mean(features), found.sites(self.voxels, len(batch)))
 
