@@ -69,6 +69,22 @@ def test_panoptic_labels_come_back_and_a_broken_archive_is_refused(tmp_path):
         read_panoptic(tmp_path / "b.npz", 2)
 
 
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_panoptic_labels_with_hurt_bytes_are_refused_by_name_or_read(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("panoptic") / "hurt.npz"
+    np.savez_compressed(path, data=np.arange(300, dtype=np.uint16) % 7 * 1000)
+    whole = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4)):
+        whole[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    try:
+        named = len(read_panoptic(path, 300)) == 300
+    except ValueError as problem:
+        named = "hurt.npz" in str(problem)
+    assert named
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.bin is missing; fetch"):
         read_points(tmp_path / "gone.bin", 4)

@@ -161,6 +161,21 @@ def test_a_broken_label_or_calibration_names_file_and_line(tmp_path):
         source[0]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("Tr_velo_to_cam", "Tr_cam_to_road", r"000007\.txt has no Tr_velo_to_cam or Tr \(it has P2, P3"),
+        ("P2:", "P1:", r"000007\.txt has no P2; fetch the file again, or leave out image_2"),
+        ("0 -1 0 0.01", "0 -9 0 0.01", r"000007\.txt: no rotation: .*; fetch the file again"),
+    ],
+)
+def test_a_calibration_that_lacks_something_is_named(tmp_path, before, after, message):
+    path = small_root(tmp_path) / "training/calib/000007.txt"
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=message):
+        Kitti(tmp_path, "trainval")[0]
+
+
 def test_a_wrong_root_and_a_missing_split_say_what_is_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"velodyne is missing; the root of KITTI holds"):
         Kitti(tmp_path)

@@ -192,6 +192,12 @@ def test_a_label_file_of_another_length_is_refused(tmp_path):
         SemanticKitti(tmp_path)[1]
 
 
+def test_poses_that_are_none_are_refused(tmp_path):
+    (sequence(tmp_path) / "poses.txt").write_text("1 0 0 zero\n")
+    with pytest.raises(ValueError, match=r"poses\.txt is no table of 12 numbers a line"):
+        SemanticKitti(tmp_path)[0]
+
+
 def test_a_wrong_root_or_split_says_what_is_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no scans of split 'val' \(sequences 08"):
         SemanticKitti(tmp_path, "val")

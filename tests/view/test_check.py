@@ -185,6 +185,12 @@ def test_frames_in_the_wrong_order_or_far_apart_are_told(frame, world):
     assert "the car moved at" in str(check_step(frame, far)[0])
 
 
+def test_a_place_where_no_picture_can_be_written_is_refused(world, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/out cannot be written \(Not a directory\); name another folder"):
+        check_source(world, tmp_path / "file" / "out", 1)
+
+
 def test_the_same_problem_of_many_frames_is_told_per_frame_once(world):
     class Mute:
         """The world with one scene name too few."""

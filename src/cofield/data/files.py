@@ -1,6 +1,9 @@
 """Files of points, labels and images; what cannot be read says which file and what to do about it."""
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import no_type_check
 
@@ -13,6 +16,16 @@ from numba import njit
 from PIL import Image
 from torch import Tensor
 
+# What is said of archives with hurt bytes: besides the obvious, that they are encrypted, huge or a strange program.
+_BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+)
 _SHARE = np.float32(1 / 255)
 _HALVED_BELOW = 1 / 3  # a JPEG's decoder halves images that are to be smaller than this share
 
@@ -47,7 +60,7 @@ def read_panoptic(path: Path, points: int) -> Int[np.ndarray, "p"]:
     try:
         with path.open("rb") as file, np.load(file) as archive:
             labels = archive["data"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+    except (OSError, ValueError, KeyError, EOFError, *_BROKEN_ARCHIVE) as problem:
         raise ValueError(f"{path} is no panoptic label file ({problem}); fetch it again") from problem
     _check_count(path, labels.size, points)
     return labels.astype(np.int64).ravel()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cofield.data import FOLDERS, Source, Wrapped
 from cofield.data.kitti import Kitti
+from cofield.data.kitti_tracking import KittiTracking
 from cofield.data.nuscenes import NuScenes
 from cofield.data.semantickitti import SemanticKitti
 from cofield.frame import Frame
@@ -39,6 +40,9 @@ def open_folder(name: str, root: Path, split: str = "train", version: str | None
         case "kitti":
             found = ("trainval" if (root / "training").is_dir() else "test") if split == "all" else split
             folder = root / ("testing" if found == "test" else "training")
+            if any(path.is_dir() for path in (folder / "velodyne").glob("[0-9]*[0-9]")):
+                cameras = _present(("image_02", "image_03"), lambda camera: (folder / camera).is_dir())
+                return KittiTracking(root, found, cameras, scale=scale)
             cameras = _present(("image_2", "image_3"), lambda camera: (folder / camera).is_dir())
             return Kitti(root, found, cameras, scale=scale)
         case "semantickitti" | "scribblekitti":

@@ -22,6 +22,12 @@ LIDAR_HEIGHT = 1.73
 SCAN_PERIOD = 0.1
 DONT_CARE = "DontCare"
 _LABEL_FIELDS = 15
+_CALLED = {
+    "R_rect": "R0_rect",
+    "Tr_velo_cam": "Tr_velo_to_cam",
+    "Tr": "Tr_velo_to_cam",
+    "Tr_imu_velo": "Tr_imu_to_velo",
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class Kitti:
         return next((path for path in found if path.is_file()), found[0])
 
     def _camera(self, name: str, token: str, calibration: dict[str, Tensor], cam0_T_ego: Tensor, time: float) -> Camera:
-        matrix = calibration["P" + name.removeprefix("image_")]
+        matrix = projection(self.folder / "calib" / f"{token}.txt", calibration, name)
         return rectified_camera(name, self._image(name, token), matrix, cam0_T_ego, time, self.scale)
 
     @property
@@ -130,27 +136,43 @@ def velodyne_points(path: Path) -> Points:
 
 
 def read_calibration(path: Path) -> dict[str, Float[Tensor, "rows columns"]]:
-    """The matrices of a KITTI calibration file: 3×3 for R0_rect, else 3×4, in double precision."""
+    """The matrices of a KITTI calibration file: 3×3 for R0_rect, else 3×4, in double precision.
+
+    What the tracking and odometry benchmarks call otherwise has the object benchmark's name.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; fetch the calibration files of the data set")
     matrices = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        name, _, numbers = line.partition(":")
+        # Some lines of the tracking benchmark have no colon.
+        name, *numbers = line.replace(":", " ", 1).split() or [""]
         try:
-            values = torch.tensor([float(value) for value in numbers.split()], dtype=torch.float64)
+            values = torch.tensor([float(value) for value in numbers], dtype=torch.float64)
         except ValueError as problem:
             raise ValueError(f"{path}, line {number}: {problem}; fetch the file again") from problem
         if len(values) in (9, 12):
-            matrices[name.strip()] = values.view(3, -1)
+            matrices[_CALLED.get(name, name)] = values.view(3, -1)
+    if "Tr_velo_to_cam" not in matrices:
+        raise ValueError(f"{path} has no Tr_velo_to_cam or Tr (it has {', '.join(matrices)}); fetch the file again")
+    try:
+        rectified_T_ego(matrices)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}; fetch the file again") from problem
     return matrices
+
+
+def projection(path: Path, calibration: dict[str, Tensor], camera: str) -> Float[Tensor, "3 4"]:
+    """The matrix of a camera such as image_2 or image_02, from the calibration in a file."""
+    name = f"P{camera[-1]}"
+    if name not in calibration:
+        raise ValueError(f"{path} has no {name}; fetch the file again, or leave out {camera}")
+    return calibration[name]
 
 
 def rectified_T_ego(calibration: dict[str, Tensor]) -> Float[Tensor, "4 4"]:
     """Ego to the rectified frame of camera 0, a rotation to the last digit although the files round."""
     velo_T_ego = pose(torch.eye(3, dtype=torch.float64), torch.tensor([0.0, 0.0, -LIDAR_HEIGHT], dtype=torch.float64))
-    tr = calibration.get("Tr_velo_to_cam", calibration.get("Tr"))
-    if tr is None:
-        raise ValueError(f"a KITTI calibration needs Tr_velo_to_cam or Tr, got {', '.join(calibration)}")
+    tr = calibration["Tr_velo_to_cam"]
     rectify = calibration.get("R0_rect", torch.eye(3, dtype=torch.float64))
     rotation, translation = rectify @ tr[:, :3], rectify @ tr[:, 3]
     return pose(nearest_rotation(rotation), translation) @ velo_T_ego
@@ -160,7 +182,7 @@ def nearest_rotation(matrix: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
     """The orthonormal matrix nearest to one that was rounded."""
     left, scale, right = torch.linalg.svd(matrix)
     if (scale - 1).abs().max() > 1e-3 or torch.linalg.det(matrix) < 0:
-        raise ValueError(f"no rotation: {matrix.tolist()}; check the calibration file")
+        raise ValueError(f"no rotation: {matrix.tolist()}")
     return left @ right
 
 
@@ -181,8 +203,23 @@ def read_boxes(path: Path, ego_T_cam0: Float[Tensor, "4 4"]) -> Boxes:
         raise FileNotFoundError(f"{path} is missing; fetch the labels of the data set")
     rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
     for number, row in enumerate(rows, 1):
-        if len(row) not in (_LABEL_FIELDS, _LABEL_FIELDS + 1) or (row[0] not in KITTI.names and row[0] != DONT_CARE):
-            raise ValueError(f"{path}, line {number}: {' '.join(row)!r} is no KITTI label; fetch the file again")
+        check_label(path, number, row)
+    return boxes_of_labels(rows, ego_T_cam0)
+
+
+def check_label(path: Path, number: int, row: list[str]) -> None:
+    """Refuse a line that is none of a label file."""
+    try:
+        numeric = [float(value) for value in row[1:]]
+    except ValueError:
+        numeric = []
+    known = bool(row) and (row[0] in KITTI.names or row[0] == DONT_CARE)
+    if not known or len(numeric) not in (_LABEL_FIELDS - 1, _LABEL_FIELDS):
+        raise ValueError(f"{path}, line {number}: {' '.join(row)!r} is no KITTI label; fetch the file again")
+
+
+def boxes_of_labels(rows: list[list[str]], ego_T_cam0: Float[Tensor, "4 4"]) -> Boxes:
+    """The fields of some labels as boxes; a 16th is a score."""
     numbers = np.array([[float(value) for value in row[1:_LABEL_FIELDS]] for row in rows]).reshape(-1, 14)
     values = torch.from_numpy(numbers)
     scores = [float(row[_LABEL_FIELDS]) for row in rows if len(row) > _LABEL_FIELDS]

@@ -18,6 +18,7 @@ from cofield.data.files import read_labels
 from cofield.data.kitti import (
     LIDAR_HEIGHT,
     SCAN_PERIOD,
+    projection,
     read_calibration,
     rectified_camera,
     rectified_T_ego,
@@ -218,7 +219,7 @@ class SemanticKitti:
 
     def _camera(self, name: str, folder: Path, stem: str, drive: "Drive", time: float) -> Camera:
         path = folder / name / f"{stem}.png"
-        matrix = drive.calibration["P" + name.removeprefix("image_")]
+        matrix = projection(folder / "calib.txt", drive.calibration, name)
         return rectified_camera(name, path, matrix, rectified_T_ego(drive.calibration), time, self.scale)
 
 

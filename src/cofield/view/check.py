@@ -105,7 +105,11 @@ def check_source(
     whole = [index for index in range(len(source)) if index not in lost]
     counts = _Counts(source.box_classes, source.point_classes)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            text = f"{out} cannot be written ({problem.strerror}); name another folder for the pictures (--out)"
+            raise OSError(text) from problem
     if len(scenes) != len(source):
         report.findings.append(
             Finding(source.name, f"{len(source)} frames but {len(scenes)} scene names", "name each frame's")
