@@ -1,14 +1,15 @@
 """Our nuScenes detection score against the devkit's, on as many boxes as a validation split has.
 
-    python benchmarks/metrics.py --devkit PYTHON [--frames 6019] [--boxes 200] [--out results/bench-cpu/metrics.json]
+    COFIELD_DEVKIT_PYTHON=... python benchmarks/metrics.py [--frames 6019] [--boxes 200] [--out FILE]
 
-PYTHON is the interpreter of an environment with nuscenes-devkit; docs/datasets.md says how to make one. Both get the
-same boxes, parsed. Ours is timed from boxes to score, filters included; the devkit without reading or
+The variable names the interpreter of an environment with nuscenes-devkit; docs/datasets.md says how to make one. Both
+get the same boxes, parsed. Ours is timed from boxes to score, filters included; the devkit without reading or
 filters. Times are those of the CPU.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import tempfile
@@ -31,11 +32,15 @@ TRUE_BOXES = 30  # of a frame: about what the validation split has
 def main() -> None:
     """Generate boxes, score them twice, and write how long that took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--devkit", required=True, help="the Python of an environment with nuscenes-devkit")
     parser.add_argument("--frames", type=int, default=6019)
     parser.add_argument("--boxes", type=int, default=200, help="predicted, of a frame")
     parser.add_argument("--out", type=Path, default=Path("results/bench-cpu/metrics.json"))
     options = parser.parse_args()
+    devkit = os.environ.get("COFIELD_DEVKIT_PYTHON")
+    if not devkit:
+        parser.error(
+            "COFIELD_DEVKIT_PYTHON names no Python with nuscenes-devkit; docs/datasets.md says how to make one"
+        )
     torch.set_num_threads(1)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +51,7 @@ def main() -> None:
         save(frames, tables)
         gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         del frames
-        subprocess.run([options.devkit, ORACLE, "tables", tables, found], check=True)
+        subprocess.run([devkit, ORACLE, "tables", tables, found], check=True)
         theirs = json.loads(found.read_text())["val"]
     difference = max(abs(ours.nds - theirs["nds"]), abs(ours.mean_ap - theirs["map"]))
     row = {"op": "nuscenes detection score", "case": f"{options.frames} frames × {options.boxes} boxes",
