@@ -247,29 +247,116 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
+def segments(arguments: list[str]) -> int:
+    """Propose masks for every camera image of a source and keep them in files."""
+    from cofield.view.segments import segments as propose
+
+    def options(
+        source: Word,
+        out: Path,
+        root: Path | None = None,
+        segmenter: str = "felzenszwalb",
+        weights: str | None = None,
+        split: str = "train",
+        frames: int | None = None,
+        pictures: int = 4,
+    ) -> tuple[str, Path, Path | None, str, str | None, str, int | None, int]:
+        """Segment. The same command again goes on where it stopped.
+
+        Args:
+            source: where the images are from.
+            out: the folder for the masks and a picture of a few.
+            root: the folder of a data set.
+            segmenter: felzenszwalb (also -fine and -coarse), sam, or on synthetic worlds exact (also -split, -merged).
+            weights: of sam: a local folder, or a name that its loader knows.
+            split: of the source.
+            frames: how many, spread over the split; all if not given.
+            pictures: how many frames the picture shows.
+        """
+        return source, out, root, segmenter, weights, split, frames, pictures
+
+    print(propose(*_parse(options, segments, arguments)))
+    return 0
+
+
 def evaluate(arguments: list[str]) -> int:
-    """Measure a run on held-out frames."""
+    """Measure a run, or a nuScenes detection file, on held-out frames."""
     import json as machine
 
+    from cofield.train.config import Finetuning
+    from cofield.train.predict import score_file, score_run
+    from cofield.train.run import run_config
     from cofield.view.pictures import measure_run
 
     def options(
-        run: Word, frames: int = 32, json: bool = False, results: Path | None = None, skip_broken: bool = False
-    ) -> tuple[Path, int, bool, Path | None, bool]:
-        """Measure what a pre-trained field paints: every ray of the held-out frames.
+        run: tyro.conf.Positional[Path | None] = None,
+        predictions: Path | None = None,
+        source: str | None = None,
+        root: Path | None = None,
+        split: str = "val",
+        frames: int | None = None,
+        json: bool = False,
+        results: Path | None = None,
+        skip_broken: bool = False,
+    ) -> tuple[Path | None, Path | None, str | None, Path | None, str, int | None, bool, Path | None, bool]:
+        """Measure: of a fine-tuned run its task's score, of a pre-trained one what its field paints, on every ray.
 
         Args:
             run: the run's folder.
-            frames: how many, spread over the held-out split.
+            predictions: a nuScenes detection file to score in place of a run.
+            source: where the frames are from; of a run, its own if not given.
+            root: the folder of a data set.
+            split: of the source.
+            frames: how many, spread over the split; all if not given, 32 of a pre-trained run.
             json: print it for machines.
             results: a results file to write, results/rendering/NAME.json for instance.
             skip_broken: step over frames that cannot be read, and say which.
         """
-        return Path(run), frames, json, results, skip_broken
+        return run, predictions, source, root, split, frames, json, results, skip_broken
 
-    folder, frames, as_json, results, skip_broken = _parse(options, evaluate, arguments)
-    scores = measure_run(folder, frames, results, skip_broken)
+    run, file, source, root, split, frames, as_json, results, skip = _parse(options, evaluate, arguments)
+    if (run is None) == (file is None):
+        raise ValueError("evaluate takes either a run's folder or --predictions FILE")
+    if file is not None:
+        if source is None:
+            raise ValueError(f"--source says which frames {file} is about: nuscenes, with its --root")
+        scores = score_file(file, source, root, split)
+    elif run is not None and isinstance(run_config(run), Finetuning):
+        scores = score_run(run, source, root, split, frames, results, skip)
+    else:
+        assert run is not None
+        scores = measure_run(run, frames or 32, results, skip)
     print(machine.dumps(scores) if as_json else "\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
+    return 0
+
+
+def predict(arguments: list[str]) -> int:
+    """Write what a fine-tuned run says of frames as the official result files."""
+    from cofield.train.predict import predict_run
+
+    def options(
+        run: Word,
+        out: Path,
+        source: str | None = None,
+        root: Path | None = None,
+        split: str = "val",
+        frames: int | None = None,
+        skip_broken: bool = False,
+    ) -> tuple[Path, Path, str | None, Path | None, str, int | None, bool]:
+        """Predict: nuScenes JSON of boxes, map rasters, or lidarseg and SemanticKITTI label files.
+
+        Args:
+            run: the run's folder.
+            out: the folder to write to.
+            source: where the frames are from; the run's own if not given.
+            root: the folder of a data set.
+            split: of the source.
+            frames: how many, spread over the split; all if not given, as the evaluations want them.
+            skip_broken: step over frames that cannot be read, and say which.
+        """
+        return Path(run), out, source, root, split, frames, skip_broken
+
+    print(f"the predictions are {predict_run(*_parse(options, predict, arguments))}")
     return 0
 
 
@@ -358,7 +445,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "check-data": check_data,
     "export": export,
     "render": render,
+    "segments": segments,
     "evaluate": evaluate,
+    "predict": predict,
     "report": report,
     "sweep": sweep,
     "demo": demo,

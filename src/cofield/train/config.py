@@ -171,10 +171,10 @@ class BoxHead:
     """
 
     kind: Literal["centerpoint", "transfusion"] = "centerpoint"
-    width: int = 64
+    width: int = 32
     bev_width: int = 64
     bev_depth: int = 2
-    bev_out: int = 128
+    bev_out: int = 64
     finer: int = 2
     queries: int = 100
 

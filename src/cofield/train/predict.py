@@ -1,6 +1,8 @@
 """A trained run as a function of a frame, as a score, and as the official result files."""
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,12 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cofield.classes import LIDARSEG
-from cofield.data import Source
-from cofield.data.loader import evaluation_batches
+from cofield.data import Source, open_source
+from cofield.data.folders import SkipBroken
+from cofield.data.loader import evaluation_batches, spread
 from cofield.data.nuscenes import NuScenes
 from cofield.data.submission import (
     MapRaster,
     in_world,
+    read_detections,
     write_detections,
     write_lidarseg,
     write_lidarseg_meta,
@@ -22,7 +26,9 @@ from cofield.data.submission import (
 )
 from cofield.frame import Boxes, Frame, collate
 from cofield.grid import Volume
+from cofield.metrics.nuscenes import NuScenesScore
 from cofield.train.config import Finetuning
+from cofield.train.results import write_results
 from cofield.train.run import open_finetuned, open_run, run_config
 from cofield.train.tasks import Detect, MapSegment, PointSegment, Supervised
 
@@ -107,3 +113,64 @@ def _detected(task: Supervised, source: Source, indices: list[int]) -> Iterator[
 
 def _frames(source: Source, indices: list[int]) -> Iterator[Frame]:
     return (source[index] for index in indices)
+
+
+def predict_run(
+    folder: Path,
+    out: Path,
+    source: str | None = None,
+    root: Path | None = None,
+    split: str = "val",
+    frames: int | None = None,
+    skip_broken: bool = False,
+) -> Path:
+    """Write what a fine-tuned run says of frames of a source, its own if none is named."""
+    _, task, frames_of, indices = _opened(folder, source, root, split, frames, skip_broken)
+    return write_predictions(task, frames_of, indices, split, out)
+
+
+def score_run(
+    folder: Path,
+    source: str | None = None,
+    root: Path | None = None,
+    split: str = "val",
+    frames: int | None = None,
+    results: Path | None = None,
+    skip_broken: bool = False,
+) -> dict[str, float]:
+    """The score of a fine-tuned run, also written as results if a file is named."""
+    began = time.monotonic()
+    config, task, frames_of, indices = _opened(folder, source, root, split, frames, skip_broken)
+    values = score(task, frames_of, indices, config.data.batch)
+    if results is not None:
+        common = {"task": config.task, "source": frames_of.name, "steps": config.optim.steps, "seed": config.optim.seed}
+        common |= {"fraction": config.labels.fraction, "trunk": config.start.trunk, "frames": len(indices)}
+        rows = [common | {"metric": name, "value": value} for name, value in values.items()]
+        write_results(results, rows, time.monotonic() - began)
+    return values
+
+
+def score_file(file: Path, source: str, root: Path | None, split: str) -> dict[str, float]:
+    """The score of a nuScenes detection file against the boxes of a source's split."""
+    truth = open_source(source, root, split)
+    if isinstance(truth, NuScenes):
+        truth = replace(truth, cameras=(), sweeps=0)  # neither images nor sweeps are needed
+    counted, known = NuScenesScore(), {}
+    for frame in _frames(truth, list(range(len(truth)))):
+        if frame.boxes is None:
+            raise ValueError(f"{frame.token} of {truth.name} has no boxes to score against")
+        known[frame.token] = in_world(frame.boxes, frame.world_T_ego), frame.world_T_ego[:2, 3]
+    found = read_detections(file, known)
+    for token, (boxes, position) in known.items():
+        counted.add(token, found[token], boxes, position)
+    return counted.compute().summary()
+
+
+def _opened(
+    folder: Path, source: str | None, root: Path | None, split: str, frames: int | None, skip_broken: bool
+) -> tuple[Finetuning, Supervised, Source, list[int]]:
+    config, task = open_finetuned(folder)
+    root = root or (None if config.data.root is None else Path(config.data.root))
+    found = open_source(source or config.data.source, root, split)
+    found = SkipBroken(found) if skip_broken else found
+    return config, task, found, spread(len(found), frames or len(found))
