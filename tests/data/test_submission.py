@@ -20,7 +20,6 @@ from cofield.data.simulate import World
 from cofield.data.submission import (
     MapRaster,
     in_world,
-    likely_attributes,
     read_detections,
     read_kitti,
     read_map,
@@ -104,17 +103,6 @@ def test_a_detection_has_the_official_fields(tmp_path) -> None:
     assert record["translation"] == [1.0, 2.0, 3.0]
     assert (record["detection_name"], record["attribute_name"]) == ("bus", "vehicle.stopped")
     assert record["detection_score"] == 0.5
-
-
-def test_the_likely_attribute_is_that_of_the_speed() -> None:
-    boxes = replace(drawn(20), label=torch.arange(10).repeat(2), velocity=torch.zeros(20, 2).double())
-    boxes.velocity[10:] = 3
-    names = ["" if i == UNKNOWN else ATTRIBUTES.names[i] for i in likely_attributes(boxes).tolist()]
-    found = dict(zip(DETECTION.names, zip(names[:10], names[10:], strict=True), strict=True))
-    assert found["car"] == ("vehicle.parked", "vehicle.moving")
-    assert found["pedestrian"] == ("pedestrian.standing", "pedestrian.moving")
-    assert found["bicycle"] == found["motorcycle"] == ("cycle.without_rider", "cycle.with_rider")
-    assert found["barrier"] == found["traffic_cone"] == ("", "")
 
 
 def test_truth_written_as_detections_scores_one(source, tmp_path) -> None:

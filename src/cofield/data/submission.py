@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cofield.classes import ATTRIBUTES, DETECTION, LIDARSEG, SEMANTICKITTI, UNKNOWN, VEHICLES, Classes
+from cofield.classes import ATTRIBUTES, DETECTION, LIDARSEG, SEMANTICKITTI, UNKNOWN, Classes, likely_attributes
 from cofield.data.export import write_array
 from cofield.data.export_kitti import label_lines
 from cofield.data.export_semantickitti import label_words
@@ -33,7 +33,6 @@ from cofield.grid import BoxGrid
 
 MOST_BOXES = 500
 SENSORS = ("camera", "lidar", "radar", "map", "external")
-MOVING = 0.2  # metres per second: what is slower stands
 
 # The rectified camera's axes turned upright (x ahead, y left, z up): KITTI's boxes are upright in it exactly.
 UPRIGHT_T_CAM = pose(torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]).double(), torch.zeros(3).double())
@@ -83,19 +82,6 @@ def read_detections(path: Path, tokens: Iterable[str] | None = None) -> dict[str
     if tokens is not None:
         _check_samples(path, samples, tokens)
     return {token: _read_sample(f"{path}, sample {token}", token, records) for token, records in samples.items()}
-
-
-def likely_attributes(boxes: Boxes) -> Int[Tensor, "n"]:
-    """What the speed says: moving or standing, with a rider or without; UNKNOWN for barriers and cones."""
-    moving = boxes.velocity.norm(dim=-1) > MOVING
-    pairs = torch.full((len(DETECTION), 2), UNKNOWN)
-    for name in VEHICLES:
-        standing = "vehicle.stopped" if name == "bus" else "vehicle.parked"
-        pairs[DETECTION.index(name)] = _pair(standing, "vehicle.moving")
-    for name in ("bicycle", "motorcycle"):
-        pairs[DETECTION.index(name)] = _pair("cycle.without_rider", "cycle.with_rider")
-    pairs[DETECTION.index("pedestrian")] = _pair("pedestrian.standing", "pedestrian.moving")
-    return pairs.to(boxes.label.device)[boxes.label, moving.long()]
 
 
 def in_world(boxes: Boxes, world_T_ego: Float[Tensor, "4 4"]) -> Boxes:
@@ -248,7 +234,7 @@ def _records(token: str, boxes: Boxes) -> list[dict[str, Any]]:
     known = (boxes.label >= 0) & (boxes.label < len(DETECTION))
     if not bool(known.all()):
         raise ValueError(f"sample {token}: label {int(boxes.label[~known][0])} is none of {len(DETECTION)} classes")
-    attribute = likely_attributes(boxes) if boxes.attribute is None else boxes.attribute
+    attribute = likely_attributes(boxes.label, boxes.velocity) if boxes.attribute is None else boxes.attribute
     columns = {
         "translation": boxes.centre.double(),
         "size": boxes.size.double()[:, [1, 0, 2]],
@@ -352,7 +338,3 @@ def _check_labels(token: str, labels: Tensor, classes: int) -> None:
         raise ValueError(
             f"frame {token} has labels {labels.unique().tolist()}; each point needs one of {classes} classes"
         )
-
-
-def _pair(standing: str, moving: str) -> Int[Tensor, "2"]:
-    return torch.tensor([ATTRIBUTES.index(standing), ATTRIBUTES.index(moving)])
