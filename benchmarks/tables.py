@@ -1,5 +1,7 @@
 """How long the nuScenes tables of the full data set take to index and to open, and how much memory that needs.
 
+    python benchmarks/tables.py [--share 1.0] [--out results/bench-cpu/tables.json]
+
 The tables are generated at the size of v1.0-trainval: 2,631,083 files, as many poses, 1,166,187 labels.
 Rows: seconds and peak memory of the first and of a later opening, each in a process of its own.
 """
@@ -26,12 +28,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--share", type=float, default=1.0, help="of the full size")
     options.add_argument("--folder", type=Path, help="keep the generated tables here, and use them if they are there")
-    options.add_argument("--out", type=Path, help="append rows to this JSON file")
+    options.add_argument("--out", type=Path, help="write the rows to this results file")
     options.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.open:
         print(json.dumps(opened(given.open)))
         return
+    began = time.monotonic()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="tables-"))
     if not (folder / "v1.0-trainval" / "sample_data.json").is_file():
         generate(folder / "v1.0-trainval", given.share)
@@ -41,11 +44,14 @@ def main() -> None:
     for case, (seconds, gib) in GOALS.items():
         command = [sys.executable, __file__, "--open", str(folder)]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        rows.append({"op": "tables", "case": case, "share": given.share, **found, "goal": f"{seconds} s, {gib} GiB"})
+        goals = {"goal": seconds, "ratio": round(found["seconds"] / seconds, 3), "goal_gib": gib}
+        rows.append({"op": "tables", "case": case, "share": given.share, "backend": "cpu", **found, **goals})
         took = f"{found['seconds']:6.2f} s ({found['cpu_seconds']:.2f} of CPU)"
         print(f"{case:6}  {took}  {found['gib']:5.2f} GiB   goal {seconds} s, {gib} GiB")
     if given.out:
-        given.out.write_text(json.dumps(rows, indent=1))
+        from cofield.train.results import write_results
+
+        write_results(given.out, rows, time.monotonic() - began)
     if not given.folder:
         shutil.rmtree(folder)
 

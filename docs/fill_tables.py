@@ -97,12 +97,37 @@ def step() -> str:
     return markdown([f"part of a step of `{whole['case']}`", "share"], rows)
 
 
+def loader() -> str:
+    """How many times as long as we the devkit takes for the same frames."""
+    found = [row for row in read_results(RESULTS / "bench-cpu") if row["op"] == "loader" and "ratio" in row]
+    rows = []
+    for row in found:
+        plain = row.get("ratio_without_resizing")
+        beside = "–" if plain is None else f"{plain:.1f} ×"
+        rows.append([row["case"], f"{row['ms']:.0f} ms", f"{row['ratio']:.1f} ×", beside, f"{row['goal']:.0f} ×"])
+    head = ["six images of 900×1600, ten sweeps, boxes", "a frame", "the devkit", "without resizing", "goal"]
+    return markdown(head, rows)
+
+
+def tables() -> str:
+    """Indexing and opening tables of the full data set's size."""
+    rows = [
+        [row["case"], f"{row['seconds']:.2f} s ({row['cpu_seconds']:.2f} s of CPU)", f"{row['gib']:.2f} GiB",
+         f"{row['goal']:.0f} s, {row['goal_gib']:.0f} GiB"]
+        for row in read_results(RESULTS / "bench-cpu")
+        if row["op"] == "tables"
+    ]  # fmt: skip
+    return markdown(["opening", "time", "memory", "goal"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rendering": rendering,
     "label-efficiency": label_efficiency,
     "label-classes": label_classes,
     "world": world,
     "step": step,
+    "loader": loader,
+    "tables": tables,
 }
 
 
