@@ -241,6 +241,26 @@ class Batch:
         sample = self.sample[keep]
         return replace(self, points=self.points.select(keep), sample=sample, offsets=_offsets(sample, len(self)))
 
+    def select(self, frames: list[int]) -> "Batch":
+        """Some frames of the batch, given in ascending order; `origins_ego` keeps the rows of all."""
+        place = torch.full((len(self),), -1, device=self.sample.device)
+        place[frames] = torch.arange(len(frames), device=place.device)
+        part = self.select_points(place[self.sample] >= 0)
+        sample = place[part.sample]
+        return replace(
+            part,
+            images=self.images[frames],
+            valid=self.valid[frames],
+            pix_T_cam=self.pix_T_cam[frames],
+            cam_T_ego=self.cam_T_ego[frames],
+            sample=sample,
+            offsets=_offsets(sample, len(frames)),
+            tokens=tuple(self.tokens[b] for b in frames),
+            epochs=tuple(self.epochs[b] for b in frames),
+            boxes=tuple(self.boxes[b] for b in frames),
+            maps=None if self.maps is None else self.maps[frames],
+        )
+
     def visible(self, hidden: Hidden) -> "Batch":
         """The batch without what is hidden: points dropped, hidden pixels black."""
         seen = ~hidden.pixels(*self.images.shape[-2:])

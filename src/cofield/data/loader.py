@@ -63,6 +63,23 @@ class Order:
                 yield rows[piece * self.processes + self.process :: self.pieces * self.processes]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Batches of one order with those of another beside them, whose places count on from the end of the first's."""
+
+    first: Order
+    second: Order
+
+    @property
+    def share(self) -> int:
+        """Frames that a process takes at once."""
+        return self.first.share + self.second.share
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for rows, others in zip(self.first, self.second, strict=True):
+            yield rows + [(epoch, self.first.length + index) for epoch, index in others]
+
+
 class _Frames(Dataset):
     """Frames by place, changed by the epoch's augmentation."""
 
@@ -77,7 +94,7 @@ class _Frames(Dataset):
 
 def training_batches(
     source: Source,
-    order: Order,
+    order: Order | Beside,
     workers: int = 0,
     change: Callable[[Frame, int], Frame] | None = None,
 ) -> DataLoader:
@@ -97,7 +114,7 @@ def spread(length: int, count: int) -> list[int]:
     return [i * length // count for i in range(count)]
 
 
-def _loader(frames: _Frames, order: Order | list[list[Place]], workers: int) -> DataLoader:
+def _loader(frames: _Frames, order: Order | Beside | list[list[Place]], workers: int) -> DataLoader:
     context: BaseContext | None = None
     if workers:
         # A forked child of a process that has run parallel kernels dies; a fork server never ran any.

@@ -41,15 +41,7 @@ class PointHead(nn.Module):
 
     def encode(self, batch: Batch) -> Int[Tensor, "p"]:
         """The labels of the batch's points, UNKNOWN where there is none."""
-        labels = batch.points.labels
-        if labels is None:
-            raise ValueError("point segmentation needs frames with point labels; these have none")
-        if len(labels) and int(labels.max()) >= len(self.classes):
-            raise ValueError(
-                f"the head knows {len(self.classes)} classes ({self.classes.space}), but a point has the label "
-                f"{int(labels.max())}; give it the source's point_classes"
-            )
-        return labels
+        return known_labels(batch, self.classes)
 
     def loss(self, logits: Float[Tensor, "p k"], labels: Int[Tensor, "p"]) -> Float[Tensor, ""]:
         """Cross-entropy and Lovász-softmax of the labelled points."""
@@ -58,6 +50,19 @@ class PointHead(nn.Module):
     def decode(self, logits: Float[Tensor, "p k"]) -> Int[Tensor, "p"]:
         """The likeliest class of every point, in the order of the batch's points."""
         return logits.argmax(-1)
+
+
+def known_labels(batch: Batch, classes: Classes) -> Int[Tensor, "p"]:
+    """The labels of the batch's points, which must count these classes; UNKNOWN where there is none."""
+    labels = batch.points.labels
+    if labels is None:
+        raise ValueError("point segmentation needs frames with point labels; these have none")
+    if len(labels) and int(labels.max()) >= len(classes):
+        raise ValueError(
+            f"the head knows {len(classes)} classes ({classes.space}), but a point has the label "
+            f"{int(labels.max())}; give it the source's point_classes"
+        )
+    return labels
 
 
 def per_frame(labels: Int[Tensor, "p"], batch: Batch) -> tuple[Int[Tensor, "_"], ...]:

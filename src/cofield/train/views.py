@@ -126,7 +126,7 @@ def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, se
             "colour": Target(colour, torch.ones_like(masked), masked),
             "depth": Target(depth[pixels].nan_to_num(posinf=0.0), within, masked),
         },
-        _jitter(batch, rays, sampling.samples, seed, "pixels"),
+        jitter_of(batch, rays, sampling.samples, seed, "pixels"),
         camera=pixels // (height * width),
         place=torch.stack([(pixels % width + 0.5) / width, (pixels // width % height + 0.5) / height], -1),
     )
@@ -149,7 +149,7 @@ def beam_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed
             "range": Target(reach, inside, masked),
             "free": Target(torch.zeros_like(reach), crosses & (reach >= rays.far), masked),
         },
-        _jitter(batch, rays, sampling.samples, seed, "beams"),
+        jitter_of(batch, rays, sampling.samples, seed, "beams"),
     )
 
 
@@ -177,7 +177,7 @@ def above_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, see
             "height": Target(height.nan_to_num(posinf=0.0, neginf=0.0)[cells], known[cells], masked),
             "above_colour": Target(colour[cells], coloured[cells], masked),
         },
-        _jitter(batch, rays, sampling.samples, seed, "above"),
+        jitter_of(batch, rays, sampling.samples, seed, "above"),
     )
 
 
@@ -223,7 +223,7 @@ def _draw(
     return torch.cat(chosen)
 
 
-def _jitter(batch: Batch, rays: Rays, samples: int, seed: Key | None, purpose: str) -> Tensor:
+def jitter_of(batch: Batch, rays: Rays, samples: int, seed: Key | None, purpose: str) -> Tensor:
     if seed is None:
         return rays.near.new_full((len(rays), samples), 0.5)
     jitter = torch.zeros(len(rays), samples)
