@@ -28,13 +28,20 @@ class Field(nn.Module):
     Args:
         channels: the width of each named channel, colour 3 for instance; semantics is one probability per class.
         emptiness: the density's bias at the start; -2 makes a metre of fresh field 12 % opaque.
+        directions: whether the viewed channels depend on the direction; without, they are told none.
     """
 
     def __init__(
-        self, features: int, channels: dict[str, int], width: int = 64, octaves: int = 4, emptiness: float = -2.0
+        self,
+        features: int,
+        channels: dict[str, int],
+        width: int = 64,
+        octaves: int = 4,
+        emptiness: float = -2.0,
+        directions: bool = True,
     ) -> None:
         super().__init__()
-        self.channels, self.octaves = channels, octaves
+        self.channels, self.octaves, self.directions = channels, octaves, directions
         self.body = Layers(*mlp(features + 6 * octaves, width, width), nn.ReLU())
         last = nn.Linear(width, 1)
         nn.init.constant_(last.bias, emptiness)
@@ -61,7 +68,8 @@ class Field(nn.Module):
         density = F.softplus(self.density(body).float())[..., 0]
         parts: dict[str, Tensor] = {}
         if self.value is not None:
-            seen = squares(direction)[:, None].expand(*unit.shape[:2], -1)
+            looked = squares(direction if self.directions else torch.zeros_like(direction))
+            seen = looked[:, None].expand(*unit.shape[:2], -1)
             raw = self.value(torch.cat([body, seen.to(body.dtype)], -1)).float()
             parts |= dict(zip(self.viewed, raw.split(list(self.viewed.values()), -1), strict=True))
         if self.kind is not None:

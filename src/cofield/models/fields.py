@@ -34,6 +34,7 @@ class DistanceField(nn.Module):
     Args:
         clearance: the distance everywhere at the start, in metres.
         sharpness: k at the start, per metre; it is learned.
+        directions: whether channels depend on the direction; without, they are told none.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class DistanceField(nn.Module):
         octaves: int = 4,
         clearance: float = 0.5,
         sharpness: float = 3.0,
+        directions: bool = True,
     ) -> None:
         super().__init__()
-        self.channels, self.octaves = channels, octaves
+        self.channels, self.octaves, self.directions = channels, octaves, directions
         self.body = Layers(*mlp(features + 6 * octaves, width, width), nn.ReLU())
         last = nn.Linear(width, 1)
         nn.init.constant_(last.bias, clearance)
@@ -106,7 +108,8 @@ class DistanceField(nn.Module):
     def _values(self, body: Tensor, direction: Tensor) -> Values:
         if self.value is None:
             return {}
-        seen = squares(direction)[:, None].expand(*body.shape[:2], -1)
+        looked = squares(direction if self.directions else torch.zeros_like(direction))
+        seen = looked[:, None].expand(*body.shape[:2], -1)
         return named(self.value(torch.cat([body, seen.to(body.dtype)], -1)).float(), self.channels)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from cofield.data.augment import Augment
 from cofield.data.fractions import Split
-from cofield.grid import BoxGrid
+from cofield.grid import BoxGrid, Grid, grid_from_plain
+from cofield.models.blocks import Norm
 from cofield.models.mask import Masking
 from cofield.train.losses import Weights
 from cofield.train.views import Sampling
@@ -27,6 +28,7 @@ class Data:
         workers: processes that load frames beside the training.
         validation: held-out frames that the validation loss is measured on.
         store: keep frames on disk once they are read, for sources that compute them.
+        sweeps: earlier LiDAR sweeps to add to each frame's own; None is what the source does by itself.
     """
 
     source: str = "world:small"
@@ -36,27 +38,53 @@ class Data:
     validation: int = 32
     store: bool = False
     skip_broken: bool = False
+    sweeps: int | None = None
 
 
 @dataclass(frozen=True)
 class Model:
-    """The trunk and the field.
+    """The trunk and the field. The defaults are for small worlds; recipes of real data sets say what the papers had.
 
     Args:
+        camera: the image encoder; swin-t and resnet50 are the papers', with LSS-FPN above.
+        lidar: the point encoder; voxelnet is SECOND's sparse one.
+        weights: of swin-t or resnet50: a local folder or a name on the hub; None starts at random.
+        recompute: compute swin-t's and resnet50's layers again on the way back, to save memory.
+        norm: of the papers' parts; what the other parts have is always per group.
+        lift: means and visible colours (`mean`), or the released lift with or without the visible points' depth.
+        lift_width: channels of the released lift.
+        fuse: residual (ours), or what the papers compare: conv, add, attention.
         width: channels of the shared volume.
-        camera_width: channels of the image encoder.
-        lidar_width: channels of the point encoder.
-        bins: depths that the lift tells apart, one metre each from one metre on.
+        camera_width: channels of the image features.
+        lidar_width: channels of the point features.
+        voxel: the voxelnet's cells, in metres.
+        bins: depths that the lift tells apart, `bin_step` metres each from `bin_lower` on.
+        field: density, or a signed distance.
         field_width: of the field's hidden layers.
+        directions: whether colour depends on where it is seen from.
+        sampler: where rays look: evenly, more around known depths (guided), where a first look found something
+            (twice), or more where visible points are (skipping). Guided knows the answer, so measuring looks evenly.
     """
 
-    camera: Literal["conv", "none"] = "conv"
-    lidar: Literal["pillars", "none"] = "pillars"
+    camera: Literal["conv", "swin-t", "resnet50", "none"] = "conv"
+    lidar: Literal["pillars", "voxelnet", "none"] = "pillars"
+    weights: str | None = None
+    recompute: bool = False
+    norm: Norm = "group"
+    lift: Literal["mean", "depth", "plain"] = "mean"
+    lift_width: int = 80
+    fuse: Literal["residual", "conv", "add", "attention"] = "residual"
     width: int = 32
     camera_width: int = 64
     lidar_width: int = 64
+    voxel: tuple[float, float, float] = (0.075, 0.075, 0.2)
     bins: int = 36
+    bin_lower: float = 1.0
+    bin_step: float = 1.0
+    field: Literal["density", "distance"] = "density"
     field_width: int = 64
+    directions: bool = True
+    sampler: Literal["even", "guided", "twice", "skipping"] = "even"
 
 
 @dataclass(frozen=True)
@@ -131,7 +159,7 @@ class Labels:
     """Which frames are labelled.
 
     Args:
-        split: `frames` takes every k-th frame, `scenes` whole scenes.
+        split: `frames` takes every k-th frame along each sequence, `scenes` whole scenes.
         seed: which of the possible choices.
     """
 
@@ -167,7 +195,8 @@ class BoxHead:
         bev_depth: convolutions of each of its stages after the first.
         bev_out: channels of its result.
         finer: cells of the heat map along one cell of the trunk's grid.
-        queries: of transfusion.
+        queries, heads: of transfusion.
+        classes: what is found, and whose evaluation scores it; as the source has them.
     """
 
     kind: Literal["centerpoint", "transfusion"] = "centerpoint"
@@ -177,6 +206,8 @@ class BoxHead:
     bev_out: int = 64
     finer: int = 2
     queries: int = 100
+    heads: int = 4
+    classes: Literal["nuscenes-detection", "kitti"] = "nuscenes-detection"
 
 
 @dataclass(frozen=True)
@@ -191,11 +222,18 @@ class PointClasses:
     classes: Literal["nuscenes-lidarseg", "semantickitti"] = "nuscenes-lidarseg"
 
 
+def _grid(values: Grid | dict[str, object]) -> Grid:
+    try:
+        return values if isinstance(values, Grid) else grid_from_plain(values)
+    except TypeError as problem:
+        raise ValueError(f"{values} is no grid: {problem}") from problem
+
+
 @dataclass(frozen=True)
 class Finetuning:
     """What every fine-tuning run has; each task adds its head."""
 
-    grid: BoxGrid
+    grid: Grid
     task: str = ""
     data: Data = field(default_factory=Data)
     start: Start = field(default_factory=Start)
@@ -210,6 +248,7 @@ class Finetuning:
 class MapTuning(Finetuning):
     """A whole run of map segmentation."""
 
+    grid: BoxGrid
     task: Literal["map"] = "map"
     head: Head = field(default_factory=Head)
 
@@ -218,6 +257,7 @@ class MapTuning(Finetuning):
 class BoxTuning(Finetuning):
     """A whole run of detection."""
 
+    grid: BoxGrid
     task: Literal["detect"] = "detect"
     head: BoxHead = field(default_factory=BoxHead)
 
@@ -226,12 +266,102 @@ class BoxTuning(Finetuning):
 class PointTuning(Finetuning):
     """A whole run of point segmentation."""
 
+    grid: BoxGrid
     task: Literal["points"] = "points"
     head: PointClasses = field(default_factory=PointClasses)
 
 
+@dataclass(frozen=True)
+class Semi:
+    """How unlabelled scans teach. `data.batch` counts the labelled ones of a step.
+
+    Args:
+        method: `supervised` asks nothing of cameras; `nerf` renders the field into them; `projection` drops points
+            onto them, and `projection-consistent` drops labels on which cameras differ.
+        unlabelled: such scans in a step.
+        weight: of pseudo-labels.
+        ramp: the shares of all steps at which what unlabelled scans teach begins to count, and counts in full.
+        beams: rendered of each scan by `nerf`.
+        rendered: the weight of their class and their range, where scans are labelled.
+        ranges: the weight of their range where scans are not.
+        mixing: the weight of scans mixed as LaserMix does, with the labels of a teacher; 0 does without both.
+        momentum: of the teacher's weights, which follow the network's.
+        sure: how likely a class must be for the teacher to name it.
+    """
+
+    method: Literal["supervised", "nerf", "projection", "projection-consistent"] = "nerf"
+    unlabelled: int = 2
+    weight: float = 0.5
+    ramp: tuple[float, float] = (0.0, 0.2)
+    beams: int = 256
+    rendered: float = 0.5
+    ranges: float = 0.0
+    mixing: float = 0.0
+    momentum: float = 0.99
+    sure: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.unlabelled < 1:
+            raise ValueError(f"at least one scan of a step is unlabelled, got {self.unlabelled}; or method supervised")
+        if not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
+            raise ValueError(f"a ramp is two ascending shares of the steps, 0 to 1, got {self.ramp}")
+        if self.ranges and self.method != "nerf":
+            raise ValueError(f"semi.ranges are rendered, which {self.method} does not do; leave them out, or use nerf")
+
+    @property
+    def looks(self) -> bool:
+        """Whether the sensors of unlabelled scans teach anything by themselves."""
+        return self.method != "supervised" and bool(self.weight or self.ranges)
+
+
+@dataclass(frozen=True)
+class Pseudo:
+    """How camera pixels come by their pseudo-labels.
+
+    Args:
+        segmenter: as `cofield segments` knows them; `pixels` lets every pixel stand for itself.
+        segments: the folder that `cofield segments` wrote; None makes those that are missing when they are needed.
+        weights: of sam: a local folder, or a name that its loader knows.
+        threshold: the entropy below which a ray votes and a segment is kept; None keeps all.
+        voters: rays that must vote in a segment.
+        smallest: pixels of a segment.
+        count: segments of an image in a step.
+        rays: of a segment.
+        samples: along each ray, also of beams.
+        cameras: random ones of each scan in a step; None is all.
+        caution: against the loss of rare classes: 1 keeps only what would be kept if classes were equally frequent.
+        balance: the bolder answer: every vote is cast as if they were.
+    """
+
+    segmenter: str = "felzenszwalb"
+    segments: str | None = None
+    weights: str | None = None
+    threshold: float | None = 0.3
+    voters: int = 5
+    smallest: int = 16
+    count: int = 32
+    rays: int = 32
+    samples: int = 64
+    cameras: int | None = None
+    caution: float = 0.0
+    balance: float = 0.0
+
+
+@dataclass(frozen=True)
+class SegmentTuning(Finetuning):
+    """A whole run of LiDAR segmentation from few labels; on a grid of boxes, or with Cylinder3D on a cylinder."""
+
+    grid: Annotated[Grid, PlainValidator(_grid), PlainSerializer(Grid.to_plain)]
+    task: Literal["segment"] = "segment"
+    head: PointClasses = field(default_factory=PointClasses)
+    semi: Semi = field(default_factory=Semi)
+    pseudo: Pseudo = field(default_factory=Pseudo)
+
+
 Config = Pretraining | Finetuning
-_ANY = TypeAdapter(Annotated[Pretraining | MapTuning | BoxTuning | PointTuning, Field(discriminator="task")])
+_ANY = TypeAdapter(
+    Annotated[Pretraining | MapTuning | BoxTuning | PointTuning | SegmentTuning, Field(discriminator="task")]
+)
 
 
 def as_yaml(config: Config) -> str:

@@ -44,10 +44,9 @@ def paint_frame(task: Pretrain, frame: Frame, novel: tuple[Camera, ...] = (), se
     if novel:
         elsewhere = collate([replace(frame, cameras=novel)])
         views["novel"] = camera_view(elsewhere, hidden, sampling, grid, None)
-    volume, glow = task.encode(batch, hidden)
+    scene = task.encode(batch, hidden)
     seen = {
-        name: (view, joined([task.see(volume, glow, piece) for piece in view.pieces(RAYS)]))
-        for name, view in views.items()
+        name: (view, joined([task.see(scene, piece) for piece in view.pieces(RAYS)])) for name, view in views.items()
     }
     return Painting(frame, batch, hidden, seen)
 
