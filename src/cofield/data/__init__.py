@@ -55,11 +55,16 @@ class Wrapped:
 FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 
 
-def open_source(name: str, root: Path | str | None = None, split: str = "train") -> Source:
+def open_source(
+    name: str, root: Path | str | None = None, split: str = "train", sweeps: int | None = None
+) -> Source:
     """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`.
 
     Data sets are nuscenes[:VERSION], kitti, semantickitti and scribblekitti. Without a version nuScenes is the only
     one that is there, or else v1.0-trainval.
+
+    Args:
+        sweeps: earlier LiDAR sweeps to add to each frame's own; None is what the source does by itself.
     """
     kind, _, rest = name.partition(":")
     match kind:
@@ -67,12 +72,14 @@ def open_source(name: str, root: Path | str | None = None, split: str = "train")
             from cofield.data.simulate import World
 
             preset, _, town = rest.partition("@")
+            if sweeps is not None:
+                raise ValueError(f"the sweeps of a world are its preset's; leave them out for {name}")
             return World(preset, town=town or "tune", split=split)
         case "nuscenes" | "kitti" | "semantickitti" | "scribblekitti":
             from cofield.data.folders import open_folder
 
             if root is None:
                 raise ValueError(f"{kind} is read from a folder: say which, with --root")
-            return open_folder(kind, Path(root), split, rest or None)
+            return open_folder(kind, Path(root), split, rest or None, sweeps=sweeps)
         case _:
             raise ValueError(f"no source is called {name!r}; there is world:PRESET, {', '.join(FOLDERS)}")

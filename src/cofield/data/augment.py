@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cofield.data import Source, Wrapped
 from cofield.draw import generator
 from cofield.frame import Boxes, Camera, Frame, Maps, Points
 from cofield.geometry import pose, yaw_rotation
@@ -60,6 +61,8 @@ class Augment:
 
     def __call__(self, frame: Frame, epoch: int) -> Frame:
         """The frame as it is seen in one epoch."""
+        if self.is_still():
+            return frame
         draw = _Draw(self.seed, epoch, frame.token)
         if self.drop_beams:
             beam = beams_of(frame, self.beams)
@@ -79,6 +82,10 @@ class Augment:
             boxes = replace(boxes, box2d=_moved_box2d(boxes.box2d, frame.cameras[0], cameras[0]))
         return replace(frame, cameras=cameras, boxes=boxes)
 
+    def is_still(self) -> bool:
+        """Whether frames stay as they are."""
+        return self == Augment(self.seed, centred=self.centred, beams=self.beams)
+
     def evaluation(self) -> "Augment":
         """The same image size without chance: the middle scale, the middle column, nothing else."""
         middle = sum(self.resize) / 2
@@ -97,6 +104,28 @@ class Augment:
             camera = flipped(camera)
         angle = math.radians(draw.uniform(f"turn {camera.name}", (-self.image_turn_deg, self.image_turn_deg)))
         return turned(camera, angle) if angle else camera
+
+
+class Prepared(Wrapped):
+    """A source's frames as a run measures them: images of the size it trains on, and nothing by chance."""
+
+    def __init__(self, source: Source, still: Augment) -> None:
+        self.source, self.still = source, still
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def scenes(self) -> list[str]:
+        return self.source.scenes()
+
+    def __getitem__(self, index: int) -> Frame:
+        return self.still(self.source[index], 0)
+
+
+def prepared(source: Source, augment: Augment) -> Source:
+    """The source as a run with these augmentations measures it; itself where images keep their size."""
+    still = augment.evaluation()
+    return source if still.is_still() else Prepared(source, still)
 
 
 @dataclass(frozen=True)

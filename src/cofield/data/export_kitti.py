@@ -4,6 +4,7 @@ KITTI has no poses, no sweeps, and labels only what its camera sees. The LiDAR's
 1.73 m: a LiDAR that is mounted elsewhere keeps its points but not its origin.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,12 @@ def label_lines(boxes: Boxes, label: Tensor, camera: Camera) -> list[str]:
             + ("" if boxes.score is None else f" {float(boxes.score[i]):.6f}")
         )
     return lines
+
+
+def in_image(boxes: Boxes, camera: Camera) -> Boxes:
+    """The boxes that the camera sees, and where in its image."""
+    rectangles, cut = seen_rectangles(boxes, camera)
+    return replace(boxes, box2d=rectangles).select(cut < 1)
 
 
 def seen_rectangles(boxes: Boxes, camera: Camera) -> tuple[Tensor, Tensor]:

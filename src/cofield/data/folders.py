@@ -24,20 +24,30 @@ class Folder(Source, Protocol):
         ...
 
 
-def open_folder(name: str, root: Path, split: str = "train", version: str | None = None, scale: float = 1.0) -> Folder:
+def open_folder(
+    name: str,
+    root: Path,
+    split: str = "train",
+    version: str | None = None,
+    scale: float = 1.0,
+    sweeps: int | None = None,
+) -> Folder:
     """The data set called `name` below `root`, with every camera that is there.
 
     Args:
         split: as the data set calls it; `all` is everything that has labels, or, failing that, everything.
         version: of nuScenes; None is the only one there is, or else v1.0-trainval.
         scale: of the images, 0..1.
+        sweeps: earlier LiDAR sweeps to add; None for none. KITTI's object frames have none to add.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; say where the data set is")
     match name:
         case "nuscenes":
-            return NuScenes(root, split, version or _only_version(root), scale=scale)
+            return NuScenes(root, split, version or _only_version(root), sweeps=sweeps or 0, scale=scale)
         case "kitti":
+            if sweeps:
+                raise ValueError(f"KITTI's frames have no earlier sweeps to add, but {sweeps} were asked for")
             found = ("trainval" if (root / "training").is_dir() else "test") if split == "all" else split
             folder = root / ("testing" if found == "test" else "training")
             if any(path.is_dir() for path in (folder / "velodyne").glob("[0-9]*[0-9]")):
@@ -52,7 +62,7 @@ def open_folder(name: str, root: Path, split: str = "train", version: str | None
             plain = SemanticKitti(root, found, scribbles=name == "scribblekitti", scale=scale)
             folders = [root / "sequences" / sequence for sequence in dict.fromkeys(plain.scenes())]
             cameras = _present(("image_2", "image_3"), lambda camera: all((f / camera).is_dir() for f in folders))
-            return SemanticKitti(root, found, cameras, scribbles=plain.scribbles, scale=scale)
+            return SemanticKitti(root, found, cameras, scribbles=plain.scribbles, sweeps=sweeps or 0, scale=scale)
         case _:
             raise ValueError(f"no data set is called {name!r}; there is {', '.join(FOLDERS)}")
 

@@ -2,23 +2,28 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cofield.classes import LIDARSEG
+from cofield.classes import DETECTION, KITTI, LIDARSEG
 from cofield.data import Source, open_source
+from cofield.data.augment import prepared
+from cofield.data.export_kitti import kitti_labels
 from cofield.data.folders import SkipBroken
+from cofield.data.kitti import Kitti
 from cofield.data.loader import evaluation_batches, spread
 from cofield.data.nuscenes import NuScenes
+from cofield.data.nuscenes_truth import Truth, official_truth
 from cofield.data.submission import (
     MapRaster,
     in_world,
     read_detections,
+    read_kitti,
     write_detections,
+    write_kitti,
     write_lidarseg,
     write_lidarseg_meta,
     write_map,
@@ -26,10 +31,12 @@ from cofield.data.submission import (
 )
 from cofield.frame import Boxes, Frame, collate
 from cofield.grid import Volume
+from cofield.metrics.kitti import KittiAP
 from cofield.metrics.nuscenes import NuScenesScore
 from cofield.train.config import Finetuning
 from cofield.train.results import write_results
-from cofield.train.run import open_finetuned, open_run, run_config
+from cofield.train.run import check_classes, open_finetuned, open_run, run_config
+from cofield.train.semi import SemiSegment
 from cofield.train.tasks import Detect, MapSegment, PointSegment, Supervised
 
 Prediction = MapRaster | Boxes | Int[Tensor, "p"]
@@ -42,13 +49,15 @@ def load(run: Path | str) -> Callable[[Frame], Prediction | Volume]:
     """
     folder = Path(run)
     if isinstance(run_config(folder), Finetuning):
-        _, task = open_finetuned(folder)
-        return lambda frame: predicted(task, frame)
-    _, painter = open_run(folder)
+        config, task = open_finetuned(folder)
+        still = config.augment.evaluation()
+        return lambda frame: predicted(task, still(frame, 0))
+    config, painter = open_run(folder)
+    still = config.augment.evaluation()
 
     @torch.no_grad()
     def volume(frame: Frame) -> Volume:
-        return painter.trunk(collate([frame]))
+        return painter.trunk(collate([still(frame, 0)]))
 
     return volume
 
@@ -62,7 +71,7 @@ def predicted(task: Supervised, frame: Frame) -> Prediction:
             return MapRaster(frame.token, task(batch)[0], task.head.names, task.head.grid)
         case Detect():
             return task(batch)[0]
-        case PointSegment():
+        case PointSegment() | SemiSegment():
             return task(batch)
     raise ValueError(f"a {type(task).__name__} does not predict single frames")
 
@@ -85,20 +94,30 @@ def write_predictions(task: Supervised, source: Source, indices: list[int], spli
                 assert isinstance(raster, MapRaster)
                 write_map(out / "maps", raster)
             return out / "maps"
-        case Detect():
+        case Detect(head=head) if source.box_classes == KITTI:
+            for frame in _frames(source, indices):
+                boxes = predicted(task, frame)
+                assert isinstance(boxes, Boxes)
+                if not frame.cameras:
+                    raise ValueError(f"{frame.token} has no camera; KITTI's result files are about what it sees")
+                write_kitti(out / "data", frame.token, boxes, kitti_labels(boxes.label, head.classes), frame.cameras[0])
+            return out / "data"
+        case Detect(head=head):
+            if head.classes != DETECTION:
+                raise ValueError(f"boxes of the classes {head.classes.space} are written for KITTI's frames alone")
             write_detections(out / "detections.json", _detected(task, source, indices))
             return out / "detections.json"
-        case PointSegment(head=head):
+        case PointSegment() | SemiSegment():
             for index, frame in zip(indices, _frames(source, indices), strict=True):
                 labels = predicted(task, frame)
                 assert isinstance(labels, Tensor)
                 labels = labels[frame.points.age == 0]
-                if head.classes == LIDARSEG:
+                if task.classes == LIDARSEG:
                     named = source.lidar_token(index) if isinstance(source, NuScenes) else frame.token
                     write_lidarseg(out, split, named, labels)
                 else:
                     write_semantickitti(out, frame.token, labels)
-            if head.classes == LIDARSEG:
+            if task.classes == LIDARSEG:
                 write_lidarseg_meta(out, split)
             return out
     raise ValueError(f"no file holds what a {type(task).__name__} says")
@@ -141,6 +160,7 @@ def score_run(
     """The score of a fine-tuned run, also written as results if a file is named."""
     began = time.monotonic()
     config, task, frames_of, indices = _opened(folder, source, root, split, frames, skip_broken)
+    check_classes(config, frames_of)
     values = score(task, frames_of, indices, config.data.batch)
     if results is not None:
         common = {"task": config.task, "source": frames_of.name, "steps": config.optim.steps, "seed": config.optim.seed}
@@ -150,20 +170,39 @@ def score_run(
     return values
 
 
-def score_file(file: Path, source: str, root: Path | None, split: str) -> dict[str, float]:
-    """The score of a nuScenes detection file against the boxes of a source's split."""
-    truth = open_source(source, root, split)
-    if isinstance(truth, NuScenes):
-        truth = replace(truth, cameras=(), sweeps=0)  # neither images nor sweeps are needed
-    counted, known = NuScenesScore(), {}
-    for frame in _frames(truth, list(range(len(truth)))):
-        if frame.boxes is None:
-            raise ValueError(f"{frame.token} of {truth.name} has no boxes to score against")
-        known[frame.token] = in_world(frame.boxes, frame.world_T_ego), frame.world_T_ego[:2, 3]
-    found = read_detections(file, known)
-    for token, (boxes, position) in known.items():
-        counted.add(token, found[token], boxes, position)
+def score_file(path: Path, source: str, root: Path | None, split: str) -> dict[str, float]:
+    """The score of a nuScenes detection file, or of a folder of KITTI texts, against the boxes of a source's split."""
+    frames = open_source(source, root, split)
+    if isinstance(frames, Kitti):
+        found = read_kitti(path, frames.tokens)
+        return score_kitti(found, read_kitti(frames.folder / "label_2", frames.tokens, scored=False))
+    if frames.box_classes != DETECTION:
+        raise ValueError(f"{frames.name} has no boxes that result files are scored against; nuscenes and kitti have")
+    counted, known = NuScenesScore(), {truth.token: truth for truth in nuscenes_truth(frames)}
+    for token, boxes in read_detections(path, known).items():
+        truth = known[token]
+        counted.add(token, boxes, truth.boxes, truth.position, truth.racks)
     return counted.compute().summary()
+
+
+def score_kitti(found: dict[str, Boxes], true: dict[str, Boxes]) -> dict[str, float]:
+    """KITTI's score of boxes by frame."""
+    counted = KittiAP()
+    for token, boxes in true.items():
+        counted.add(token, found[token], boxes)
+    return counted.compute().summary()
+
+
+def nuscenes_truth(source: Source) -> Iterator[Truth]:
+    """What a nuScenes detection file is scored against: of nuScenes from its tables, else from every frame."""
+    if isinstance(source, NuScenes):
+        yield from official_truth(source)
+        return
+    for frame in _frames(source, list(range(len(source)))):
+        if frame.boxes is None:
+            raise ValueError(f"{frame.token} of {source.name} has no boxes to score against")
+        boxes = in_world(frame.boxes, frame.world_T_ego)
+        yield Truth(frame.token, boxes, Boxes.empty(), frame.world_T_ego[:2, 3])
 
 
 def _opened(
@@ -171,6 +210,7 @@ def _opened(
 ) -> tuple[Finetuning, Supervised, Source, list[int]]:
     config, task = open_finetuned(folder)
     root = root or (None if config.data.root is None else Path(config.data.root))
-    found = open_source(source or config.data.source, root, split)
+    found = open_source(source or config.data.source, root, split, config.data.sweeps)
+    found = prepared(found, config.augment)
     found = SkipBroken(found) if skip_broken else found
     return config, task, found, spread(len(found), frames or len(found))

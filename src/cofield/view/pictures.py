@@ -11,17 +11,18 @@ from PIL import Image
 from torch import Tensor
 
 from cofield.data import Source
+from cofield.data.augment import prepared
 from cofield.data.folders import readable
 from cofield.data.loader import spread
 from cofield.grid import Grid
 from cofield.models.render import Seen
 from cofield.ops.voxelize import nearest
-from cofield.train.config import Data
+from cofield.train.config import Config
 from cofield.train.measure import Painting, measure, paint_frame, with_novel
 from cofield.train.results import write_results
 from cofield.train.run import open_run, open_split
 from cofield.train.views import View
-from cofield.view.paint import Picture, depth_picture, picture, tiles, write_ply
+from cofield.view.paint import Picture, depth_picture, picture, tiles, upward, write_ply
 
 WORST = 0.2  # a relative error, or half a metre of height, or a fifth of a colour: drawn in full red
 
@@ -144,17 +145,17 @@ def write_pictures(painting: Painting, grid: Grid, out: Path, name: str) -> list
     return [*written, out / f"{name}.ply"]
 
 
-def frames_of(data: Data, split: str, frames: int, skip_broken: bool = False) -> tuple[Source, list[int]]:
+def frames_of(config: Config, split: str, frames: int, skip_broken: bool = False) -> tuple[Source, list[int]]:
     """A split of a run's source and some of its frames, evenly spread; only readable ones, if so wanted."""
-    source = open_split(replace(data, store=False), split)
+    source = prepared(open_split(replace(config.data, store=False), split), config.augment)
     indices = spread(len(source), frames)
-    return source, readable(source, indices) if skip_broken or data.skip_broken else indices
+    return source, readable(source, indices) if skip_broken or config.data.skip_broken else indices
 
 
 def render_run(folder: Path, out: Path, frames: int, split: str = "val", skip_broken: bool = False) -> dict[str, float]:
     """Write the pictures of a run's held-out frames, spread over a split; the score of those frames."""
     config, task = open_run(folder)
-    source, indices = frames_of(config.data, split, frames, skip_broken)
+    source, indices = frames_of(config, split, frames, skip_broken)
     for frame, novel in with_novel(source, indices):
         write_pictures(paint_frame(task, frame, novel), config.grid, out, frame.token)
     return measure(task, source, indices)
@@ -164,7 +165,7 @@ def measure_run(folder: Path, frames: int, results: Path | None = None, skip_bro
     """The score of a run on held-out frames, also written as results if a file is named."""
     began = time.monotonic()
     config, task = open_run(folder)
-    source, indices = frames_of(config.data, "val", frames, skip_broken)
+    source, indices = frames_of(config, "val", frames, skip_broken)
     scores = measure(task, source, indices)
     if results is not None:
         common = {"task": "pretrain", "source": source.name, "steps": config.optim.steps, "seed": config.optim.seed}
@@ -216,5 +217,5 @@ def _taller(image: Picture) -> UInt8[np.ndarray, "rows columns 3"]:
 
 
 def _upward(image: Picture) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A raster [y x 3] with ego x up and y to the left."""
-    return np.ascontiguousarray(image.transpose(1, 0, 2)[::-1, ::-1]).repeat(4, 0).repeat(4, 1)
+    """A raster [y x 3] with ego x up and y to the left, every cell drawn four times along and across."""
+    return upward(image).repeat(4, 0).repeat(4, 1)

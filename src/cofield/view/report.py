@@ -61,7 +61,7 @@ def report_run(
         comparison: names with a value from scratch and one from this run's trunk, to be shown first.
     """
     config, task = open_run(folder)
-    source, indices = frames_of(config.data, "val", frames, skip_broken)
+    source, indices = frames_of(config, "val", frames, skip_broken)
     sections = []
     for frame, novel in with_novel(source, indices):
         painting = paint_frame(task, frame, novel)
