@@ -37,7 +37,6 @@ from cofield.train.config import (
 from cofield.train.semi import SemiSegment
 from cofield.train.tasks import KittiDetect, MapSegment, NuScenesDetect, PointSegment, Pretrain, Supervised
 
-
 POINT_CLASSES = {classes.space: classes for classes in (LIDARSEG, SEMANTICKITTI)}
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cofield.grid import Grid, grid_from_plain
+from cofield.models.cylinder import Cylinder3D
 from cofield.models.trunk import Trunk
 
 FORMAT = "cofield-trunk/1"
@@ -61,7 +62,7 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from None
 
 
-def save_trunk(trunk: Trunk, path: Path, facts: dict[str, str | int | float]) -> None:
+def save_trunk(trunk: Trunk | Cylinder3D, path: Path, facts: dict[str, str | int | float]) -> None:
     """The trunk's weights as safetensors; the header names its grid and says where it comes from."""
     header = {"format": FORMAT, "grid": json.dumps(trunk.grid.to_plain()), "facts": json.dumps(facts)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
@@ -69,7 +70,7 @@ def save_trunk(trunk: Trunk, path: Path, facts: dict[str, str | int | float]) ->
 
 
 def load_trunk(
-    trunk: Trunk, path: Path, parts: tuple[str, ...] | None = None, allow_grid_change: bool = False
+    trunk: Trunk | Cylinder3D, path: Path, parts: tuple[str, ...] | None = None, allow_grid_change: bool = False
 ) -> LoadReport:
     """Fill a trunk from a file, and report; an expected weight that does not match is an error.
 
@@ -125,7 +126,7 @@ def read_trunk(path: Path) -> tuple[dict[str, Tensor], Grid]:
     return tensors, grid_from_plain(json.loads(header["grid"]))
 
 
-def _children(trunk: Trunk) -> set[str]:
+def _children(trunk: Trunk | Cylinder3D) -> set[str]:
     return {name for name, _ in trunk.named_modules() if name and name.count(".") <= 1}
 
 

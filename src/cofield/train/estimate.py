@@ -1,4 +1,4 @@
-"""What a run will need, measured on one frame before its first step."""
+"""What a run will need, measured on a frame or two before its first step."""
 
 import time
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Estimate:
 
 
 def estimate(module: nn.Module, batch: Batch, loss: Callable[[Batch], Tensor]) -> Estimate:
-    """Take a batch of one frame there and back twice and measure the second time; gradients are forgotten."""
+    """Take a batch there and back twice, measure the second time and divide by its frames; gradients are forgotten."""
     own = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
     kept: dict[int, int] = {}
 
@@ -58,4 +58,4 @@ def estimate(module: nn.Module, batch: Batch, loss: Callable[[Batch], Tensor]) -
         seconds = time.monotonic() - began
     module.zero_grad(set_to_none=True)
     weights = 4 * sum(weight.numel() * weight.element_size() for weight in module.parameters())
-    return Estimate(weights, sum(kept.values()), seconds)
+    return Estimate(weights, sum(kept.values()) // len(batch), seconds / len(batch))

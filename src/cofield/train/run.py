@@ -15,18 +15,33 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
-from cofield.data.augment import Augment
+from cofield.data.augment import Augment, prepared
 from cofield.data.folders import SkipBroken, readable
 from cofield.data.fractions import Subset, labelled
-from cofield.data.loader import Order, evaluation_batches, spread, training_batches
+from cofield.data.loader import Beside, Order, evaluation_batches, spread, training_batches
+from cofield.data.partly import PartlyLabelled
 from cofield.data.stored import Stored
 from cofield.frame import collate
 from cofield.models.blocks import compute_in
+from cofield.models.cylinder import Cylinder3D
 from cofield.models.trunk import Trunk
 from cofield.train.build import build_finetuning, build_pretraining
 from cofield.train.checkpoint import LoadReport, load_trunk, save_trunk, write_whole
-from cofield.train.config import Config, Data, Finetuning, Optim, Pretraining, as_yaml, differences, load_config
+from cofield.train.config import (
+    BoxTuning,
+    Config,
+    Data,
+    Finetuning,
+    Optim,
+    PointTuning,
+    Pretraining,
+    SegmentTuning,
+    as_yaml,
+    differences,
+    load_config,
+)
 from cofield.train.estimate import estimate
+from cofield.train.semi import SemiSegment, supplied
 from cofield.train.tasks import Pretrain, Supervised
 from cofield.train.watch import LAST, Watch, WholeFiles, say
 
@@ -69,6 +84,7 @@ def finetune(
         return json.loads((folder / SCORES).read_text())
     source = source or open_split(config.data, "train")
     held_out = held_out or open_split(config.data, "val")
+    check_classes(config, source)
     labels = config.labels
     chosen = labelled(source, labels.fraction, labels.split, labels.seed)
     task = build_finetuning(config)
@@ -78,7 +94,10 @@ def finetune(
         write_whole(folder / "loading.txt", f"{report}\n".encode())
         say(f"{folder}: {describe(task.trunk)}, from {config.start.trunk or 'scratch'}: {report}")
     say(f"{len(chosen)} of {len(source)} frames of {source.name} are labelled")
-    if not fit(task, config, folder, start, Subset(source, chosen), held_out):
+    taught = Subset(source, chosen)
+    if isinstance(config, SegmentTuning) and isinstance(task, SemiSegment):
+        taught = supplied(task, config, source, chosen)
+    if not fit(task, config, folder, start, taught, held_out):
         return None
     scores = task.latest
     write_whole(folder / SCORES, json.dumps(scores).encode())
@@ -86,7 +105,22 @@ def finetune(
     return scores
 
 
-def start_trunk(trunk: Trunk, config: Finetuning) -> LoadReport | str:
+def check_classes(config: Finetuning, source: Source) -> None:
+    """Refuse labels that do not count the classes of the head."""
+    match config:
+        case BoxTuning(head=head):
+            own = source.box_classes
+        case PointTuning(head=head) | SegmentTuning(head=head):
+            own = source.point_classes
+        case _:
+            return
+    if own is not None and own.space != head.classes:
+        raise ValueError(
+            f"{source.name} has labels of {own.space}, the head knows {head.classes}; make head.classes {own.space}"
+        )
+
+
+def start_trunk(trunk: Trunk | Cylinder3D, config: Finetuning) -> LoadReport | str:
     """Fill the trunk as the configuration says; what was loaded."""
     start = config.start
     if start.trunk is None:
@@ -108,20 +142,28 @@ def fit(
     optim, data = config.optim, config.data
     compute_in(task, compute_type(optim.precision))
     change = None if config.augment == Augment() else replace(config.augment, seed=optim.seed)
-    watch = Watch(folder, optim.steps, optim.save_every, data.batch)
+    beside = source.beside if isinstance(source, PartlyLabelled) else 0
+    watch = Watch(folder, optim.steps, optim.save_every, data.batch + beside)
     with quiet_engine():
         trainer = build_trainer(optim, folder, watch)
         process, processes = trainer.global_rank, trainer.world_size
-        order = Order(len(source), data.batch, optim.seed, start, process, processes, optim.accumulate)
+        deal = (optim.seed, start, process, processes, optim.accumulate)
+        if isinstance(source, PartlyLabelled):
+            few, others = len(source.labelled), len(source.unlabelled)
+            order = Beside(Order(few, data.batch, *deal), Order(others, beside, *deal))
+        else:
+            order = Order(len(source), data.batch, *deal)
         batches = training_batches(source, order, data.workers, change)
         rows = spread(len(held_out), data.validation)
         rows = readable(held_out, rows) if data.skip_broken else rows
-        validation = evaluation_batches(held_out, order.share, rows, data.workers)
+        validation = evaluation_batches(prepared(held_out, config.augment), order.share, rows, data.workers)
         if trainer.is_global_zero and start == 0:
-            one = source[0] if change is None else change(source[0], 0)
+            # Of a source that is labelled in part, a frame of each kind.
+            shown = [source[0], source[len(source) - 1]] if beside else [source[0]]
+            shown = [frame if change is None else change(frame, 0) for frame in shown]
             device = trainer.strategy.root_device
-            needed = estimate(task.to(device), collate([one]).to(device), task.objective)
-            say(f"{folder}: {needed.describe(data.batch, order.share, optim.steps)}")
+            needed = estimate(task.to(device), collate(shown).to(device), task.objective)
+            say(f"{folder}: {needed.describe(data.batch + beside, order.share, optim.steps)}")
             say(f"the learning rate rises to {task.optim.rate:.3g}, for {data.batch} frames a step")
         trainer.fit(task, batches, validation, ckpt_path=folder / LAST if start else None, weights_only=True)
     if watch.interrupted and trainer.global_step < optim.steps:
@@ -132,7 +174,7 @@ def fit(
 
 def open_split(data: Data, split: str) -> Source:
     """The frames of a split, kept on disk if the configuration says so."""
-    source = open_source(data.source, data.root, split)
+    source = open_source(data.source, data.root, split, data.sweeps)
     if data.skip_broken and split == "train":
         source = SkipBroken(source)
     return Stored(source, split) if data.store else source
@@ -237,7 +279,7 @@ def has_cpu_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def describe(trunk: Trunk) -> str:
+def describe(trunk: Trunk | Cylinder3D) -> str:
     """The size of a trunk."""
     return f"a trunk of {sum(weight.numel() for weight in trunk.parameters()) / 1e6:.2f} M weights"
 

@@ -223,7 +223,8 @@ def _draw(
     return torch.cat(chosen)
 
 
-def jitter_of(batch: Batch, rays: Rays, samples: int, seed: Key | None, purpose: str) -> Tensor:
+def jitter_of(batch: Batch, rays: Rays, samples: int, seed: Key | None, purpose: str) -> Float[Tensor, "r s"]:
+    """The place of every sample within its stretch, drawn for each frame alone; without a seed the middle."""
     if seed is None:
         return rays.near.new_full((len(rays), samples), 0.5)
     jitter = torch.zeros(len(rays), samples)

@@ -1,0 +1,305 @@
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cofield.classes import LIDARSEG, UNKNOWN, Classes
+from cofield.data import Source
+from cofield.data.augment import Augment
+from cofield.data.loader import Beside, Order
+from cofield.data.partly import Aside, PartlyLabelled, Truth, aside_of
+from cofield.data.segment_cache import SegmentCache, precompute
+from cofield.data.segments import Felzenszwalb
+from cofield.data.simulate import World
+from cofield.frame import Batch, Frame, collate
+from cofield.grid import CylinderGrid
+from cofield.train.build import build_finetuning
+from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
+from cofield.train.recipes import cylinder, recipe
+from cofield.train.run import finetune
+from cofield.train.semi import SemiSegment, Supplies, commonest, inclination, interleaved, scans_of, supplied, total
+from cofield.train.watch import read_metrics
+from streets import GRID, frame
+
+ROUND = CylinderGrid((0.0, -torch.pi, -2.0), (1.5, torch.pi / 8, 1.0), (8, 16, 6))
+TRUSTING = Pseudo(segmenter="felzenszwalb", threshold=None, voters=1, smallest=1, count=4, rays=8, samples=12)
+
+
+@dataclass(frozen=True)
+class Town:
+    """Frames by hand whose points' labels can be shifted, from a frame on; without cameras if asked."""
+
+    frames: int = 5
+    shift: int = 0
+    cameras: int = 2
+    name: str = "town"
+    box_classes: Classes | None = None
+    point_classes: Classes | None = LIDARSEG
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __getitem__(self, index: int) -> Frame:
+        made = frame(f"frame {index}", cameras=self.cameras)
+        assert made.points.labels is not None
+        labels = made.points.labels if index == 0 else (made.points.labels + self.shift) % 16
+        return replace(made, points=replace(made.points, labels=labels))
+
+    def scenes(self) -> list[str]:
+        return ["scene"] * self.frames
+
+
+def config(semi: Semi | None = None, pseudo: Pseudo = TRUSTING, **groups: Any) -> SegmentTuning:
+    parts = {
+        "grid": GRID,
+        "data": Data(source="town", batch=1, workers=0, validation=2),
+        "labels": Labels(fraction=0.2),
+        "model": Model(camera="none", width=8, lidar_width=16, field_width=16),
+        "semi": semi or few(),
+        "pseudo": pseudo,
+        "optim": Optim(steps=2, precision="32", save_every=2, validate_every=2),
+    }
+    return SegmentTuning(**parts | groups)
+
+
+def few(method: str = "nerf", **changes: Any) -> Semi:
+    return Semi(**{"method": method, "unlabelled": 1, "beams": 16, "ramp": (0.0, 0.0)} | changes)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COFIELD_CACHE", str(tmp_path / "cache"))
+
+
+def made(wish: SegmentTuning, town: Source | None = None) -> tuple[SemiSegment, Batch]:
+    """A task, and a batch of a labelled scan and one that is not."""
+    task = build_finetuning(wish)
+    assert isinstance(task, SemiSegment)
+    source = supplied(task, wish, town or Town(), [0])
+    return task, collate([source[0], source[2]])
+
+
+def test_nobody_can_read_a_label_of_an_unlabelled_frame() -> None:
+    town = Town()
+    partly = PartlyLabelled(town, [1, 3], 2, Aside(town))
+    assert [partly[i].token for i in range(5)] == [f"frame {i}" for i in (1, 3, 0, 2, 4)]
+    assert len(partly.scenes()) == len(partly) == 5
+    for i in range(5):
+        points, whole = partly[i].points, town[(1, 3, 0, 2, 4)[i]].points
+        assert points.labels is not None
+        assert points.instances is not None
+        assert torch.equal(points.xyz_ego, whole.xyz_ego)
+        assert partly[i].boxes is None
+        if i < 2:
+            assert torch.equal(points.labels, whole.labels)
+        else:
+            assert (points.labels == UNKNOWN).all()
+            assert (points.instances == UNKNOWN).all()
+
+
+def test_every_step_has_its_labelled_frames_first_in_any_number_of_processes_and_pieces() -> None:
+    rows = []
+    for process in range(2):
+        order = Beside(Order(3, 4, 0, 0, process, 2, 1), Order(7, 4, 0, 0, process, 2, 1))
+        assert order.share == 4
+        rows.append(next(iter(order)))
+        assert [index < 3 for _, index in rows[-1]] == [True, True, False, False]
+    both = [index for row in rows for _, index in row if index >= 3]
+    assert sorted(set(both)) == sorted(both)
+
+
+@pytest.mark.parametrize(
+    ("method", "grid"),
+    [("nerf", GRID), ("nerf", ROUND), ("projection", ROUND), ("projection-consistent", GRID)],
+)
+def test_what_unlabelled_scans_teach_reaches_every_weight_of_the_trunk(method: str, grid: Any) -> None:
+    task, batch = made(config(few(method), grid=grid))
+    terms, scores = task.learn(batch, 1)
+    assert terms["pseudo"][0] == 0.5
+    assert scores["labelled"] > 0
+    terms["pseudo"][1].backward()
+    silent = {name for name, w in task.trunk.named_parameters() if w.grad is None or not w.grad.any()}
+    assert silent <= {"empty"}
+
+
+@pytest.mark.parametrize("method", ["nerf", "projection"])
+def test_labels_of_unlabelled_scans_do_not_matter_and_those_of_labelled_ones_do(method: str) -> None:
+    losses = []
+    for town in (Town(), Town(shift=5)):
+        task, batch = made(config(few(method, ranges=0.5 * (method == "nerf"), mixing=1.0, sure=0.01)), town)
+        assert batch.tokens == ("frame 0", "frame 2")
+        losses.append({name: float(value.detach()) for name, (_, value) in task.learn(batch, 1)[0].items()})
+    assert losses[0] == losses[1]
+    assert {"points", "pseudo", "mixed"} <= set(losses[0])
+    task, batch = made(config(few(method)), Town())
+    labels = torch.where(batch.points.labels == UNKNOWN, UNKNOWN, (batch.points.labels + 5) % 16)
+    other = replace(batch, points=replace(batch.points, labels=labels))
+    assert task.learn(other, 1)[0]["points"][1] != losses[0]["points"]
+
+
+@pytest.mark.parametrize("grid", [GRID, ROUND], ids=["box", "cylinder"])
+def test_inference_needs_neither_cameras_nor_labels(grid: Any) -> None:
+    task, _ = made(config(grid=grid))
+    task.eval()
+    seen = frame("a")
+    blind = replace(seen, cameras=(), boxes=None, points=replace(seen.points, labels=None))
+    assert torch.equal(task(collate([seen])), task(collate([blind])))
+
+
+def test_what_unlabelled_scans_teach_begins_at_nothing() -> None:
+    task, batch = made(config(few(ramp=(0.0, 0.5)), optim=Optim(steps=8)))
+    assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range"}
+    assert [task.learn(batch, step)[0]["pseudo"][0] for step in (1, 2, 4, 7)] == [0.125, 0.25, 0.5, 0.5]
+
+
+def test_if_all_segments_are_rejected_the_loss_is_zero_and_the_run_goes_on() -> None:
+    task, batch = made(config(pseudo=replace(TRUSTING, threshold=1e-6)))
+    terms, scores = task.learn(batch, 1)
+    assert terms["pseudo"][1] == 0
+    assert scores["kept"] == scores["labelled"] == 0
+    total(terms).backward()
+    assert all(w.grad is None or w.grad.isfinite().all() for w in task.parameters())
+
+
+@pytest.mark.parametrize(
+    ("semi", "pseudo"),
+    [
+        (few("supervised", mixing=0.5, sure=0.05), TRUSTING),
+        (few("nerf", mixing=0.5, sure=0.05, ranges=0.5), replace(TRUSTING, caution=0.5)),
+        (few("projection-consistent"), replace(TRUSTING, segmenter="pixels")),
+        (few("nerf"), replace(TRUSTING, segmenter="pixels", cameras=1)),
+    ],
+    ids=["teacher-mixing", "everything", "projected pixels", "rendered pixels"],
+)
+def test_every_method_trains_from_a_recipe_to_a_score(semi: Semi, pseudo: Pseudo, tmp_path: Path) -> None:
+    wish = config(semi, pseudo)
+    scores = finetune(wish, tmp_path / "run", Town(), Town(2))
+    assert scores is not None
+    assert 0 <= scores["miou"] <= 1
+    curves = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert {name for split, name in curves if split == "train"} >= {"loss", "points"}
+    assert (("train", "kept") in curves) == (semi.method != "supervised")
+    assert load_config(tmp_path / "run" / "config.yaml") == wish
+
+
+def test_a_run_on_a_cylinder_is_read_back_with_its_grid(tmp_path: Path) -> None:
+    wish = config(grid=ROUND)
+    (tmp_path / "config.yaml").write_text(as_yaml(wish))
+    assert load_config(tmp_path / "config.yaml") == wish
+    (tmp_path / "config.yaml").write_text(as_yaml(wish).replace("lower:", "lowest:"))
+    with pytest.raises(ValueError, match="is no grid"):
+        load_config(tmp_path / "config.yaml")
+    assert cylinder((240, 180, 20), (-5.0, 3.0), (0.9, 0.0, 1.8)).upper == pytest.approx((50.0, torch.pi, 3.0))
+    few_labels = recipe("lidarseg:scribblekitti")
+    assert isinstance(few_labels, SegmentTuning)
+    assert few_labels.grid.count == (240, 180, 20)
+    assert few_labels.head.classes == "semantickitti"
+
+
+def test_segments_that_are_missing_stale_or_of_other_images_are_refused(tmp_path: Path) -> None:
+    town, folder = Town(), tmp_path / "segments"
+    kept = config(pseudo=replace(TRUSTING, segments=str(folder)))
+    with pytest.raises(ValueError, match=r"no folder .*segments.*cofield segments town --out"):
+        made(kept)
+    precompute(town, Felzenszwalb(), folder, [0])
+    task, batch = made(kept)
+    with pytest.raises(FileNotFoundError, match=r"frame 2.* is missing"):
+        task.learn(batch, 1)
+    precompute(town, Felzenszwalb(scale=20.0), folder, [2])
+    with pytest.raises(ValueError, match="wanted is"):
+        task.learn(batch, 1)
+    (folder / "frame 2.npz").unlink()
+    precompute(town, Felzenszwalb(), folder, [2])
+    assert task.learn(batch, 1)[0]["pseudo"][1] > 0
+    wide = collate([frame("frame 0", width=48), frame("frame 2", width=48)])
+    wide = replace(wide, points=batch.points, sample=batch.sample, offsets=batch.offsets)
+    with pytest.raises(ValueError, match="of an image of 16×40"):
+        task.learn(wide, 1)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_learned() -> None:
+    task, batch = made(config(), Town(cameras=0))
+    with pytest.raises(ValueError, match=r"frame 2 has no cameras.*--semi.method supervised"):
+        task.learn(batch, 1)
+    with pytest.raises(ValueError, match="this augmentation changes images"):
+        made(config(augment=Augment(image_flip=0.5)))
+    with pytest.raises(ValueError, match="inferred from LiDAR alone"):
+        build_finetuning(config(model=Model()))
+    with pytest.raises(ValueError, match="rendered, which projection does not do"):
+        few("projection", ranges=0.1)
+    with pytest.raises(ValueError, match="no segmenter is called 'guess'"):
+        made(config(pseudo=replace(TRUSTING, segmenter="guess")))
+
+
+def test_the_commonest_label_of_a_cell_is_its_own() -> None:
+    slot = torch.tensor([0, 0, 0, 1, 1, 2])
+    labels = torch.tensor([3, 3, 1, UNKNOWN, 2, UNKNOWN])
+    assert commonest(labels, slot, 3, 4).tolist() == [3, 2, UNKNOWN]
+
+
+def test_mixed_scans_take_each_inclination_from_one_of_two_scans() -> None:
+    one, other = collate([frame("a", count=400)]), collate([frame("b", count=300)])
+    both = interleaved(one, other, 0)
+    assert len(both) == 2
+    assert len(both.points) == 700
+    assert both.images.shape[1] == 0
+    scans = scans_of(both)
+    xyz = [scan.points.xyz_ego for scan in scans]
+    assert not (xyz[0][:, None] == xyz[1][None]).all(-1).any(), "a point is in one of the two"
+    # Sorted by inclination, the scan that points come from changes at most as often as there are borders.
+    origin = torch.isin(scans[0].points.xyz_ego[:, 0], one.points.xyz_ego[:, 0])
+    changes = origin[inclination(scans[0]).argsort()].int().diff().abs().sum()
+    assert 2 <= changes <= 5
+
+
+def test_the_teacher_follows_the_network_by_its_momentum() -> None:
+    task, _ = made(config(few("supervised", mixing=1.0, momentum=0.75)))
+    assert task.teacher is not None
+    own, taught = task.head.layers[0].weight, task.teacher["head"].layers[0].weight
+    before = taught.clone()
+    with torch.no_grad():
+        own.add_(1.0)
+    task.follow(1000)
+    torch.testing.assert_close(taught, before + 0.25)
+    task.follow(1)
+    torch.testing.assert_close(taught, before + 0.625)
+    assert not taught.requires_grad
+
+
+@pytest.mark.slow
+def test_pseudo_labels_of_the_world_are_scored_against_its_truth(tmp_path: Path) -> None:
+    world = World("tiny", split="val")
+    aside = aside_of(world, None, None)
+    assert isinstance(aside.truth, Truth)
+    shown = PartlyLabelled(world, [0], 1, aside)[1]
+    assert all(c.semantics is None and c.instances is None and c.depth is None for c in shown.cameras)
+    batch, whole = collate([shown]), world[1]
+    truth = aside.truth
+    assert torch.equal(truth.points(batch), whole.points.labels)
+    assert torch.equal(truth.pixels(batch)[0, 1], whole.cameras[1].semantics.long())
+    fewer = batch.select_points(torch.arange(len(batch.points)) > 0)
+    assert (truth.points(fewer) == UNKNOWN).all()
+    wish = replace(config(pseudo=replace(TRUSTING, segmenter="pixels")), grid=recipe("world:tiny").grid)
+    task = build_finetuning(wish)
+    assert isinstance(task, SemiSegment)
+    task.supplies = Supplies(truth=truth)
+    _, scores = task.learn(batch, 1)
+    assert scores["labelled"] == 1
+    assert 0 <= scores["precision"] < 0.5
+    assert 0 < scores["unfounded"] < 1
+    assert isinstance(truth.images, SegmentCache)
+
+
+@pytest.mark.slow
+def test_a_few_scans_are_learned_by_heart() -> None:
+    wish = config(few(), model=Model(camera="none", width=16, lidar_width=32, field_width=32), optim=Optim(steps=100))
+    task, batch = made(wish)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=5e-3)
+    for step in range(100):
+        optimizer.zero_grad()
+        total(task.learn(batch, step)[0]).backward()
+        optimizer.step()
+    known = batch.points.labels != UNKNOWN
+    assert (task(batch) == batch.points.labels)[known].float().mean() > 0.95
