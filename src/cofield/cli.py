@@ -124,7 +124,7 @@ def finetune(arguments: list[str]) -> int:
 
 
 def render(arguments: list[str]) -> int:
-    """Draw what a synthetic world holds, or what a run paints, as pictures and point clouds."""
+    """Draw what a synthetic world holds, or what a run paints or predicts, as pictures and point clouds."""
 
     def options(
         what: Word,
@@ -154,9 +154,13 @@ def render(arguments: list[str]) -> int:
     if frames < 1:
         raise ValueError(f"--frames must be at least 1, got {frames}")
     if (Path(what) / "config.yaml").is_file():
+        from cofield.train.config import Finetuning
+        from cofield.train.run import run_config
         from cofield.view.pictures import render_run
+        from cofield.view.predictions import render_predictions
 
-        scores = render_run(Path(what), out, frames, split, skip_broken)
+        draw = render_predictions if isinstance(run_config(Path(what)), Finetuning) else render_run
+        scores = draw(Path(what), out, frames, split, skip_broken)
         print("\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
     else:
         from cofield.data import open_source
@@ -280,7 +284,7 @@ def segments(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a run, or a nuScenes detection file, on held-out frames."""
+    """Measure a run, or official result files of boxes, on held-out frames."""
     import json as machine
 
     from cofield.train.config import Finetuning
@@ -303,7 +307,7 @@ def evaluate(arguments: list[str]) -> int:
 
         Args:
             run: the run's folder.
-            predictions: a nuScenes detection file to score in place of a run.
+            predictions: a nuScenes detection file, or a folder of KITTI texts, to score in place of a run.
             source: where the frames are from; of a run, its own if not given.
             root: the folder of a data set.
             split: of the source.
@@ -316,10 +320,10 @@ def evaluate(arguments: list[str]) -> int:
 
     run, file, source, root, split, frames, as_json, results, skip = _parse(options, evaluate, arguments)
     if (run is None) == (file is None):
-        raise ValueError("evaluate takes either a run's folder or --predictions FILE")
+        raise ValueError("evaluate takes either a run's folder or --predictions FILE_OR_FOLDER")
     if file is not None:
         if source is None:
-            raise ValueError(f"--source says which frames {file} is about: nuscenes, with its --root")
+            raise ValueError(f"--source says which frames {file} is about: nuscenes or kitti, with its --root")
         scores = score_file(file, source, root, split)
     elif run is not None and isinstance(run_config(run), Finetuning):
         scores = score_run(run, source, root, split, frames, results, skip)
@@ -343,7 +347,7 @@ def predict(arguments: list[str]) -> int:
         frames: int | None = None,
         skip_broken: bool = False,
     ) -> tuple[Path, Path, str | None, Path | None, str, int | None, bool]:
-        """Predict: nuScenes JSON of boxes, map rasters, or lidarseg and SemanticKITTI label files.
+        """Predict: nuScenes JSON or KITTI texts of boxes, map rasters, or lidarseg and SemanticKITTI label files.
 
         Args:
             run: the run's folder.

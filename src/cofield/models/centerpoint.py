@@ -36,6 +36,7 @@ GROUPS = (
     ("motorcycle", "bicycle"),
     ("pedestrian", "traffic_cone"),
 )
+KITTI_GROUPS = (("Car",), ("Pedestrian", "Cyclist"))  # ours
 BOX_WEIGHT = 0.25  # of the boxes' error against the heat's
 
 
@@ -91,7 +92,7 @@ class CenterPoint(nn.Module):
         overlap: float = 0.2,
     ) -> None:
         super().__init__()
-        self.bev, self.grid = bev, ground_plan(bev.grid)
+        self.bev, self.grid, self.classes = bev, ground_plan(bev.grid), classes
         self.least_points, self.most, self.least_score, self.overlap = least_points, most, least_score, overlap
         self.sizes = [len(names) for names in groups]
         label, channel = channels_of(tuple(name for names in groups for name in names), classes)

@@ -31,7 +31,7 @@ from cofield.models.heatmap import (
 )
 from cofield.ops.boxes import cuboids, iou_3d, nms
 
-CROWDED = ("pedestrian", "traffic_cone")
+CROWDED = ("pedestrian", "traffic_cone", "Pedestrian", "Cyclist")
 OCTAVES = 6
 BOX_WEIGHT = 0.25  # of the boxes' error against the heat's and the classes'
 COST = {"class": 0.15, "place": 0.25, "overlap": 0.25}  # of a pair of query and box
@@ -102,7 +102,8 @@ class TransFusion(nn.Module):
         heads: of attention (p: 8).
         names: the classes that are detected.
         classes: what the boxes' labels count.
-        crowded: names of classes so small that every cell of theirs may be a peak (p: pedestrians and cones).
+        crowded: names of classes so small that every cell of theirs may be a peak (p: pedestrians and cones; as in its
+            other data set, KITTI's cyclists too).
         least_points: returns that a box must hold to be learned, where that is known.
         least_score: of a box that is told; the paper tells all.
         overlap: the largest intersection over union, seen from above, of two boxes of one class; 1 as in the paper
@@ -124,7 +125,7 @@ class TransFusion(nn.Module):
         overlap: float = 1.0,
     ) -> None:
         super().__init__()
-        self.bev, self.grid = bev, ground_plan(bev.grid)
+        self.bev, self.grid, self.classes = bev, ground_plan(bev.grid), classes
         self.queries, self.least_points = queries, least_points
         self.least_score, self.overlap = least_score, overlap
         label, channel = channels_of(names, classes)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from cofield.classes import DETECTION, LIDARSEG, UNKNOWN, Classes, translate
@@ -21,10 +21,9 @@ from cofield.data.loader import spread
 from cofield.frame import Boxes, Camera, Frame
 from cofield.geometry import project
 from cofield.grid import BoxGrid
-from cofield.view.paint import bird_picture, depth_picture, picture, tiles
+from cofield.view.paint import bird_picture, depth_picture, picture, tiles, with_boxes
 
 _AREA = BoxGrid((-40.0, -40.0, -3.0), (0.2, 0.2, 8.0), (400, 400, 1))
-_EDGES = ((0, 1), (0, 2), (1, 3), (2, 3), (4, 5), (4, 6), (5, 7), (6, 7), (0, 4), (1, 5), (2, 6), (3, 7))
 _NEAREST = 0.5
 _FASTEST = 70.0  # m/s
 
@@ -216,7 +215,9 @@ def overlay(frame: Frame, box_classes: Classes | None, point_classes: Classes | 
     shown = [(f"{camera.name}: points by depth", _with_points(frame, camera)) for camera in frame.cameras]
     boxes = None if frame.boxes is None else frame.boxes.select(~frame.boxes.centre.isnan().any(-1))
     if boxes is not None:
-        shown += [(f"{camera.name}: boxes", _with_boxes(boxes, camera)) for camera in frame.cameras]
+        shown += [
+            (f"{camera.name}: boxes", with_boxes(picture(camera.image), boxes, camera)) for camera in frame.cameras
+        ]
     points = frame.points
     if points.labels is not None and point_classes is not None:
         points = replace(points, labels=translate(points.labels, point_classes, LIDARSEG))
@@ -362,21 +363,6 @@ def _with_points(frame: Frame, camera: Camera) -> UInt8[np.ndarray, "h w 3"]:
             y, x = (row + dy).clip(0, canvas.shape[0] - 1), (column + dx).clip(0, canvas.shape[1] - 1)
             canvas[y, x] = colour
     return canvas
-
-
-def _with_boxes(boxes: Boxes, camera: Camera) -> UInt8[np.ndarray, "h w 3"]:
-    canvas = Image.fromarray(picture(camera.image))
-    draw = ImageDraw.Draw(canvas)
-    uv, depth = project(camera.pix_T_ego.expand(len(boxes), 4, 4), boxes.corners())
-    width = max(1, canvas.width // 500)
-    for corners, ahead in zip(uv.tolist(), (depth > _NEAREST).all(1).tolist(), strict=True):
-        if not ahead:
-            continue
-        for a, b in _EDGES:
-            # The front face, at the far side in x, is white.
-            colour = (255, 255, 255) if a >= 4 and b >= 4 else (255, 180, 0)
-            draw.line([tuple(corners[a]), tuple(corners[b])], fill=colour, width=width)
-    return np.array(canvas)
 
 
 def _finding(frame: Frame, problem: str, remedy: str) -> Finding:

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cofield.classes import DETECTION, LIDARSEG, MAP_LAYERS, UNKNOWN
-from cofield.frame import Boxes, Frame, Maps
+from cofield.frame import Boxes, Camera, Frame, Maps
+from cofield.geometry import project
 from cofield.grid import BoxGrid
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -29,6 +30,9 @@ _MAP = {
     "drivable_area": (88, 90, 98), "carpark_area": (105, 120, 140), "walkway": (170, 160, 150),
     "ped_crossing": (225, 225, 215), "stop_line": (235, 70, 60), "divider": (235, 190, 60),
 }  # fmt: skip
+
+_EDGES = ((0, 1), (0, 2), (1, 3), (2, 3), (4, 5), (4, 6), (5, 7), (6, 7), (0, 4), (1, 5), (2, 6), (3, 7))
+_NEAREST = 0.5
 
 
 def picture(image: Float[Tensor, "3 h w"]) -> Picture:
@@ -68,7 +72,7 @@ def map_picture(maps: Maps) -> Picture:
     colour = np.full((*maps.layers.shape[1:], 3), (120, 150, 100), np.uint8)
     for name, tone in _MAP.items():
         colour[maps.layers[MAP_LAYERS.index(name)].numpy()] = tone
-    return _upward(colour)
+    return upward(colour)
 
 
 def bird_picture(frame: Frame, grid: BoxGrid, scale: int = 6) -> Picture:
@@ -77,7 +81,7 @@ def bird_picture(frame: Frame, grid: BoxGrid, scale: int = 6) -> Picture:
         base = map_picture(frame.maps)
         area = frame.maps.grid
     else:
-        base, area = _upward(np.full((*grid.shape[1:], 3), 60, np.uint8)), grid
+        base, area = upward(np.full((*grid.shape[1:], 3), 60, np.uint8)), grid
     canvas = Image.fromarray(base).resize((base.shape[1] * scale, base.shape[0] * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
 
@@ -111,7 +115,25 @@ def _draw_boxes(draw: ImageDraw.ImageDraw, boxes: Boxes, pixels) -> None:
         draw.line([tuple(start[k].tolist()), tuple(end[k].tolist())], fill=colour, width=1)
 
 
-def _upward(raster: np.ndarray) -> np.ndarray:
+def with_boxes(
+    image: UInt8[np.ndarray, "h w 3"], boxes: Boxes, camera: Camera, colour: tuple[int, int, int] = (255, 180, 0)
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A camera's picture with the edges of the boxes that are wholly before it; their front faces are white."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    uv, depth = project(camera.pix_T_ego.expand(len(boxes), 4, 4), boxes.corners())
+    width = max(1, canvas.width // 500)
+    for corners, ahead in zip(uv.tolist(), (depth > _NEAREST).all(1).tolist(), strict=True):
+        if not ahead:
+            continue
+        for a, b in _EDGES:
+            # The front face is at the far side in x.
+            tone = (255, 255, 255) if a >= 4 and b >= 4 else colour
+            draw.line([tuple(corners[a]), tuple(corners[b])], fill=tone, width=width)
+    return np.array(canvas)
+
+
+def upward(raster: np.ndarray) -> np.ndarray:
     """A raster [y x 3] with ego x up and y to the left."""
     return np.ascontiguousarray(raster.transpose(1, 0, 2)[::-1, ::-1])
 
