@@ -211,6 +211,24 @@ class BoxHead:
 
 
 @dataclass(frozen=True)
+class Rare:
+    """How rare objects are seen more often. Off, as in the papers.
+
+    Args:
+        balanced: repeat frames so that each class is drawn equally often (CBGS).
+        paste: boxes of each class that a frame is filled up to, with objects of other labelled frames; for trunks
+            without cameras.
+        choice: of so many objects of a class.
+        least_points: LiDAR returns that such an object has.
+    """
+
+    balanced: bool = False
+    paste: int = 0
+    choice: int = 1000
+    least_points: int = 5
+
+
+@dataclass(frozen=True)
 class PointClasses:
     """The point segmentation head.
 
@@ -260,6 +278,7 @@ class BoxTuning(Finetuning):
     grid: BoxGrid
     task: Literal["detect"] = "detect"
     head: BoxHead = field(default_factory=BoxHead)
+    rare: Rare = field(default_factory=Rare)
 
 
 @dataclass(frozen=True)

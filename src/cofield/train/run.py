@@ -4,9 +4,10 @@ import json
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +17,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
 from cofield.data.augment import Augment, prepared
+from cofield.data.balance import balanced, classes_present
 from cofield.data.folders import SkipBroken, readable
 from cofield.data.fractions import Subset, labelled
 from cofield.data.loader import Beside, Order, evaluation_batches, spread, training_batches
 from cofield.data.partly import PartlyLabelled
+from cofield.data.paste import Objects, Pasting, collect
 from cofield.data.stored import Stored
-from cofield.frame import collate
+from cofield.frame import Frame, collate
 from cofield.models.blocks import compute_in
 from cofield.models.cylinder import Cylinder3D
 from cofield.models.trunk import Trunk
@@ -45,7 +48,7 @@ from cofield.train.semi import SemiSegment, supplied
 from cofield.train.tasks import Pretrain, Supervised
 from cofield.train.watch import LAST, Watch, WholeFiles, say
 
-CONFIG, TRUNK, SCORES = "config.yaml", "trunk.safetensors", "scores.json"
+CONFIG, TRUNK, SCORES, OBJECTS = "config.yaml", "trunk.safetensors", "scores.json", "objects.safetensors"
 Task = TypeVar("Task", Pretrain, Supervised)
 
 
@@ -97,12 +100,39 @@ def finetune(
     taught = Subset(source, chosen)
     if isinstance(config, SegmentTuning) and isinstance(task, SemiSegment):
         taught = supplied(task, config, source, chosen)
-    if not fit(task, config, folder, start, taught, held_out):
+    pasting = None
+    if isinstance(config, BoxTuning):
+        pasting = build_pasting(config, taught, folder)
+        if config.rare.balanced:
+            taught = Subset(taught, balanced(classes_present(taught), config.optim.seed))
+            say(f"balanced by class they are {len(taught)}")
+    if not fit(task, config, folder, start, taught, held_out, pasting):
         return None
     scores = task.latest
     write_whole(folder / SCORES, json.dumps(scores).encode())
     save_trunk(task.trunk, folder / TRUNK, {"source": config.data.source, "steps": config.optim.steps})
     return scores
+
+
+def build_pasting(config: BoxTuning, source: Source, folder: Path) -> Pasting | None:
+    """What pastes the labelled objects of a source, kept in the run's folder; None if nothing is to be pasted."""
+    rare, path = config.rare, folder / OBJECTS
+    if not rare.paste:
+        return None
+    if config.model.camera != "none":
+        raise ValueError("images would not show what is pasted; with rare.paste choose model.camera none")
+    if not path.exists():
+        collect(source, rare.choice, rare.least_points).save(path)
+    objects = Objects.load(path)
+    say(f"{len(objects)} objects to paste, {path}")
+    return Pasting(objects, rare.paste, config.optim.seed)
+
+
+def in_turn(changes: list[Callable[[Frame, int], Frame]], frame: Frame, epoch: int) -> Frame:
+    """The frame after all changes."""
+    for change in changes:
+        frame = change(frame, epoch)
+    return frame
 
 
 def check_classes(config: Finetuning, source: Source) -> None:
@@ -137,11 +167,14 @@ def fit(
     start: int,
     source: Source,
     held_out: Source,
+    pasting: Pasting | None = None,
 ) -> bool:
     """Take the steps that are left; whether all were taken."""
     optim, data = config.optim, config.data
     compute_in(task, compute_type(optim.precision))
     change = None if config.augment == Augment() else replace(config.augment, seed=optim.seed)
+    if pasting is not None:
+        change = partial(in_turn, [pasting] if change is None else [pasting, change])
     beside = source.beside if isinstance(source, PartlyLabelled) else 0
     watch = Watch(folder, optim.steps, optim.save_every, data.batch + beside)
     with quiet_engine():
