@@ -11,15 +11,18 @@ from cofield.data.augment import Augment
 from cofield.data.loader import Beside, Order
 from cofield.data.partly import Aside, PartlyLabelled, Truth, aside_of
 from cofield.data.segment_cache import SegmentCache, precompute
-from cofield.data.segments import Felzenszwalb
+from cofield.data.segments import Exact, Felzenszwalb
 from cofield.data.simulate import World
+from cofield.data.stored import Stored
 from cofield.frame import Batch, Frame, collate
 from cofield.grid import CylinderGrid
 from cofield.train.build import build_finetuning
 from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
+from cofield.train.methods import METHODS, with_method
 from cofield.train.recipes import cylinder, recipe
 from cofield.train.run import finetune
 from cofield.train.semi import SemiSegment, Supplies, commonest, inclination, interleaved, scans_of, supplied, total
+from cofield.train.sweep import Sweep, cells, configured
 from cofield.train.watch import read_metrics
 from streets import GRID, frame
 
@@ -108,6 +111,17 @@ def test_every_step_has_its_labelled_frames_first_in_any_number_of_processes_and
         assert [index < 3 for _, index in rows[-1]] == [True, True, False, False]
     both = [index for row in rows for _, index in row if index >= 3]
     assert sorted(set(both)) == sorted(both)
+
+
+def test_some_frames_of_a_batch_are_the_batch_of_those_frames() -> None:
+    a, b, c = (frame(name, count=count) for name, count in (("a", 20), ("b", 30), ("c", 40)))
+    part, own = collate([a, b, c]).select([0, 2]), collate([a, c])
+    assert part.tokens == own.tokens
+    for name in ("images", "valid", "pix_T_ego", "sample", "offsets"):
+        assert torch.equal(getattr(part, name), getattr(own, name)), name
+    assert torch.equal(part.points.xyz_ego, own.points.xyz_ego)
+    assert torch.equal(part.origins_ego[part.points.origin], own.origins_ego[own.points.origin])
+    assert len(collate([a, b]).select([])) == 0
 
 
 @pytest.mark.parametrize(
@@ -271,9 +285,11 @@ def test_the_teacher_follows_the_network_by_its_momentum() -> None:
 @pytest.mark.slow
 def test_pseudo_labels_of_the_world_are_scored_against_its_truth(tmp_path: Path) -> None:
     world = World("tiny", split="val")
-    aside = aside_of(world, None, None)
+    stored = Stored(world, "val", tmp_path / "frames")
+    aside = aside_of(stored, Exact(), None)
     assert isinstance(aside.truth, Truth)
-    shown = PartlyLabelled(world, [0], 1, aside)[1]
+    assert isinstance(aside.segments, SegmentCache)
+    shown = PartlyLabelled(stored, [0], 1, aside)[1]
     assert all(c.semantics is None and c.instances is None and c.depth is None for c in shown.cameras)
     batch, whole = collate([shown]), world[1]
     truth = aside.truth
@@ -284,12 +300,26 @@ def test_pseudo_labels_of_the_world_are_scored_against_its_truth(tmp_path: Path)
     wish = replace(config(pseudo=replace(TRUSTING, segmenter="pixels")), grid=recipe("world:tiny").grid)
     task = build_finetuning(wish)
     assert isinstance(task, SemiSegment)
+    assert torch.equal(aside.segments.of_batch(batch)[0, 0], Exact()(whole.cameras[0], whole.token))
     task.supplies = Supplies(truth=truth)
     _, scores = task.learn(batch, 1)
     assert scores["labelled"] == 1
     assert 0 <= scores["precision"] < 0.5
     assert 0 < scores["unfounded"] < 1
-    assert isinstance(truth.images, SegmentCache)
+
+
+def test_methods_are_the_cells_of_a_sweep_and_differ_in_nothing_but_themselves() -> None:
+    base = config()
+    plan = cells(Sweep(fractions=(0.2,), seeds=1, inits=tuple(METHODS)), 7)
+    runs = {cell.init: configured(base, cell) for cell in plan}
+    assert set(runs) == set(METHODS)
+    same = {replace(run, semi=base.semi, pseudo=base.pseudo) for run in runs.values() if isinstance(run, SegmentTuning)}
+    assert len(same) == 1
+    assert len({as_yaml(run) for run in runs.values()}) == len(METHODS)
+    with pytest.raises(ValueError, match="not the task map; take a lidarseg recipe"):
+        with_method(recipe("map:world:small"), "nerf-exact")
+    with pytest.raises(ValueError, match="no method is called 'magic'"):
+        with_method(base, "magic")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Literal
 
 from cofield.data.fractions import Split
 from cofield.train.config import Finetuning
+from cofield.train.methods import METHODS, Method, with_method
 from cofield.train.results import write_results
 from cofield.train.run import finetune
 from cofield.train.watch import say
@@ -23,6 +24,7 @@ class Sweep:
     """What is varied.
 
     Args:
+        inits: where trunks start; or, of segmentation from few labels, the methods to compare.
         trunks: pre-training runs; each `pretrained` cell is done once from each.
         equal_steps: of `scratch-equal-compute`: fine-tuning steps that take as long as pre-training and fine-tuning.
         converged_steps: of `scratch-converged`: so many that more do not help.
@@ -31,7 +33,7 @@ class Sweep:
     fractions: tuple[float, ...] = (0.01, 0.1)
     seeds: int = 5
     split: Split = "frames"
-    inits: tuple[Init, ...] = ("scratch", "pretrained")
+    inits: tuple[Init | Method, ...] = ("scratch", "pretrained")
     trunks: tuple[str, ...] = ()
     equal_steps: int = 1600
     converged_steps: int = 3200
@@ -48,7 +50,7 @@ class Cell:
     fraction: float
     split: Split
     seed: int
-    init: Init
+    init: Init | Method
     trunk: str | None
     steps: int
 
@@ -97,6 +99,7 @@ def run_sweep(base: Finetuning, sweep: Sweep, out: Path, runs: Path) -> list[Cel
 
 def configured(base: Finetuning, cell: Cell) -> Finetuning:
     """The run of a cell: its labels and all its draws follow from its seed, so cells of one seed are paired."""
+    base = with_method(base, cell.init) if cell.init in METHODS else base
     return replace(
         base,
         start=replace(base.start, trunk=cell.trunk),
