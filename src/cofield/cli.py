@@ -365,26 +365,33 @@ def predict(arguments: list[str]) -> int:
 
 
 def report(arguments: list[str]) -> int:
-    """Put a run's pictures and numbers, or a sweep's results, into one HTML file."""
+    """Put runs' pictures and numbers, and sweeps' results, into one HTML file."""
     from cofield.view.efficiency import report_results
-    from cofield.view.report import report_run
+    from cofield.view.report import report_run, write_page
 
-    def options(what: Word, out: Path, frames: int = 2, skip_broken: bool = False) -> tuple[Path, Path, int, bool]:
+    def options(
+        what: tyro.conf.Positional[tuple[Path, ...]], out: Path, frames: int = 2, skip_broken: bool = False
+    ) -> tuple[tuple[Path, ...], Path, int, bool]:
         """Report.
 
         Args:
-            what: the folder of a pre-training run, or of a sweep's results: results/NAME.
+            what: folders of pre-training runs, and of sweeps' results (results/NAME), in the order of the page.
             out: the HTML file to write.
             frames: held-out frames to show of a run.
             skip_broken: step over frames that cannot be read, and say which.
         """
-        return Path(what), out, frames, skip_broken
+        return what, out, frames, skip_broken
 
-    folder, out, frames, skip_broken = _parse(options, report, arguments)
-    if any(folder.glob("*.json")) and not (folder / "config.yaml").is_file():
-        report_results(folder, out)
-    else:
-        report_run(folder, out, frames, skip_broken=skip_broken)
+    folders, out, frames, skip_broken = _parse(options, report, arguments)
+    if not folders:
+        raise ValueError("report takes at least one folder: a pre-training run, or a sweep's results/NAME")
+    parts: list[str] = []
+    for folder in folders:
+        if any(folder.glob("*.json")) and not (folder / "config.yaml").is_file():
+            parts += report_results(folder)
+        else:
+            parts += report_run(folder, frames, skip_broken=skip_broken)
+    write_page(out, f"Cofield: {', '.join(folder.name for folder in folders)}", parts)
     print(f"the report is {out}")
     return 0
 

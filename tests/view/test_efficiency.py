@@ -59,4 +59,4 @@ def test_the_page_of_a_sweep_shows_every_start_every_class_and_the_command(cells
 def test_a_folder_without_cells_is_refused(tmp_path: Path) -> None:
     write_results(tmp_path / "speed.json", [{"op": "step", "value": 1.0}], 1.0, "x")
     with pytest.raises(ValueError, match="no cells of a sweep"):
-        report_results(tmp_path, tmp_path / "page.html")
+        report_results(tmp_path)

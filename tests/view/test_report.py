@@ -85,9 +85,10 @@ def test_measuring_counts_only_what_was_hidden() -> None:
 
 def test_a_report_is_one_file_with_everything_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(config(), tmp_path / "run", Hand(), Hand(2))
-    monkeypatch.setattr(report, "open_split", lambda *_: Hand(2))
+    monkeypatch.setattr(pictures, "open_split", lambda *_: Hand(2))
     out = tmp_path / "page" / "report.html"
-    report.report_run(tmp_path / "run", out, 1, [("divider", 0.1, 0.3), ("miou", 0.2, 0.15)])
+    parts = report.report_run(tmp_path / "run", 1, [("divider", 0.1, 0.3), ("miou", 0.2, 0.15)])
+    report.write_page(out, "a run", parts)
     page = out.read_text()
     assert page.count("data:image/png;base64,") == 3
     assert page.count("<svg") >= 7

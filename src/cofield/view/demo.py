@@ -8,7 +8,7 @@ from cofield.train.config import Finetuning, Labels, Pretraining, Start
 from cofield.train.recipes import recipe_for
 from cofield.train.run import finetune, pretrain
 from cofield.train.watch import say
-from cofield.view.report import report_run
+from cofield.view.report import report_run, write_page
 
 LABELS = Labels(fraction=0.01)
 
@@ -34,7 +34,8 @@ def run_demo(out: Path, steps: int, tuning_steps: int) -> bool:
         return False
     say("4 of 4: pictures and curves.")
     comparison = compare(scratch, transferred)
-    report_run(out / "pretrained", out / "report.html", frames=2, comparison=comparison)
+    page = report_run(out / "pretrained", frames=2, comparison=comparison)
+    write_page(out / "report.html", "Cofield: the demonstration", page)
     say(verdict(comparison, out, time.monotonic() - began))
     return True
 

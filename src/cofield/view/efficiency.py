@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 from cofield.train.results import Interval, Row, interval, paired_difference, read_results
-from cofield.view.report import document, table
+from cofield.view.report import table
 
 MAIN = {"map": "miou", "detect": "map", "points": "miou"}  # the one number of a task
 ORDER = ("scratch", "scratch-equal-compute", "scratch-converged", "pretrained")
@@ -55,8 +55,8 @@ def lines(rows: Iterable[Row], metric: str) -> list[Line]:
     return summary
 
 
-def report_results(folder: Path, out: Path) -> None:
-    """Write the page of a sweep's finished cells."""
+def report_results(folder: Path) -> list[str]:
+    """The parts of a page about a sweep's finished cells."""
     rows = read_results(folder)
     if not rows or any("init" not in row for row in rows):
         raise ValueError(f"{folder} holds no cells of a sweep; cofield sweep NAME writes them to results/NAME")
@@ -64,7 +64,7 @@ def report_results(folder: Path, out: Path) -> None:
     main = MAIN[task]
     names = [main, *(name for name in dict.fromkeys(row["metric"] for row in rows) if name != main)]
     commands = sorted({json.loads(path.read_text())["command"] for path in folder.glob("*.json")})
-    page = [
+    return [
         f"<h1>Labels and what replaces them: {html.escape(task)} on {html.escape(source)}</h1>",
         f"<p>{html.escape(main)} on held-out frames against the share of frames that are labelled. Bars are 95 % "
         "intervals over seeds; cells of one seed see the same labels in the same order.</p>",
@@ -75,8 +75,6 @@ def report_results(folder: Path, out: Path) -> None:
         "<h2>Repeat it</h2>",
         *(f"<pre>{html.escape(command)}</pre>" for command in commands),
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(document(f"Cofield: {folder.name}", page), encoding="utf-8")
 
 
 def class_section(rows: list[Row], name: str) -> list[str]:

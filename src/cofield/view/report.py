@@ -50,12 +50,11 @@ MEANING = {
 
 def report_run(
     folder: Path,
-    out: Path,
     frames: int = 2,
     comparison: list[tuple[str, float, float]] | None = None,
     skip_broken: bool = False,
-) -> None:
-    """Write the report of a pre-training run.
+) -> list[str]:
+    """The parts of a page about a pre-training run.
 
     Args:
         comparison: names with a value from scratch and one from this run's trunk, to be shown first.
@@ -77,7 +76,7 @@ def report_run(
     rows = [
         (MEANING.get(name, f"mean error, {name.replace('_', ' ')}"), f"{value:.4g}") for name, value in scores.items()
     ]
-    page = [
+    return [
         f"<h1>Pre-training on {html.escape(config.data.source)}</h1>",
         f"<p>What a field learned from {config.optim.steps} steps without a label paints of frames it never saw.</p>",
         *transfer(comparison or []),
@@ -92,8 +91,6 @@ def report_run(
         "<p>which stands for:</p>",
         f"<pre>{html.escape(as_yaml(config))}</pre>",
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(document(f"Cofield: {config.data.source}", page), encoding="utf-8")
 
 
 def transfer(comparison: list[tuple[str, float, float]]) -> list[str]:
@@ -102,6 +99,12 @@ def transfer(comparison: list[tuple[str, float, float]]) -> list[str]:
         return []
     rows = [(name.replace("_", " "), f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}") for name, a, b in comparison]
     return ["<h2>Transfer: IoU with few labels</h2>", table(("layer", "scratch", "pre-trained", "difference"), rows)]
+
+
+def write_page(out: Path, title: str, parts: Iterable[str]) -> None:
+    """One file with everything in it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(document(title, parts), encoding="utf-8")
 
 
 def document(title: str, parts: Iterable[str]) -> str:
