@@ -29,12 +29,12 @@ class Voxels:
 
     def highest(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "v c"]:
         """Per cell and channel, the largest value of its points."""
-        lowest = values.new_full((len(self), values.shape[1]), -torch.inf)
+        lowest = values.new_full((self.cell.shape[0], values.shape[1]), -torch.inf)
         return lowest.scatter_reduce(0, self.slot[:, None].expand_as(values), values, "amax")
 
     def mean(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "v c"]:
         """Per cell and channel, the mean over its points."""
-        total = values.new_zeros(len(self), values.shape[1]).index_add(0, self.slot, values)
+        total = values.new_zeros(self.cell.shape[0], values.shape[1]).index_add(0, self.slot, values)
         return total / self.count()[:, None].to(values.dtype)
 
     def count(self) -> Int[Tensor, "v"]:

@@ -101,7 +101,8 @@ def point_pictures(
         sets = {"true": translate(frame.points.labels, true_classes, LIDARSEG)} | sets
     bare = replace(frame, boxes=None, maps=None)
     views = {name: replace(bare, points=replace(frame.points, labels=each)) for name, each in sets.items()}
-    return [(name, bird_picture(each, grid, magnified(grid))) for name, each in views.items()]
+    # Small, to be enlarged: a point is then more than one pixel.
+    return [(name, bird_picture(each, grid, magnified(grid, _WIDTH // 2))) for name, each in views.items()]
 
 
 def magnified(grid: BoxGrid, wide: int = 2 * _WIDTH) -> int:
