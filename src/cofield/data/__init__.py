@@ -55,9 +55,7 @@ class Wrapped:
 FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 
 
-def open_source(
-    name: str, root: Path | str | None = None, split: str = "train", sweeps: int | None = None
-) -> Source:
+def open_source(name: str, root: Path | str | None = None, split: str = "train", sweeps: int | None = None) -> Source:
     """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`.
 
     Data sets are nuscenes[:VERSION], kitti, semantickitti and scribblekitti. Without a version nuScenes is the only

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -37,7 +38,8 @@ class Objects:
     def select(self, which: Int[Tensor, "m"]) -> "Objects":
         """The objects at the given places."""
         count = self.offsets.diff()[which]
-        rows = [torch.arange(self.offsets[n], self.offsets[n + 1]) for n in which.tolist()]
+        bounds = self.offsets.tolist()
+        rows = [torch.arange(bounds[n], bounds[n + 1]) for n in which.tolist()]
         points = self.points.select(torch.cat([torch.zeros(0).long(), *rows]))
         return Objects(self.boxes.select(which), points, _offsets(count))
 
@@ -147,7 +149,7 @@ def free(candidates: Boxes, there: Boxes) -> Bool[Tensor, "n"]:
     return kept
 
 
-def _together(parts: Sequence[Boxes] | Sequence[Points]) -> dict[str, Tensor | None]:
+def _together(parts: Sequence[Boxes] | Sequence[Points]) -> dict[str, Any]:
     """Every column of some tables one below the other; None for one that some table lacks."""
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(parts[0])}
     return {

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from cofield.classes import DETECTION, LIDARSEG, Classes, translate
+from cofield.data.submission import MapRaster
 from cofield.frame import Boxes, Frame, collate
 from cofield.grid import BoxGrid
 from cofield.models.mapseg import MapHead
@@ -38,7 +39,9 @@ def render_predictions(
         shown = prediction_pictures(task, frame, source.box_classes, source.point_classes)
         Image.fromarray(tiles(shown, columns=4, width=_WIDTH)).save(out / f"{name}-predicted.png")
         if isinstance(task, PointSegment):
-            labels = translate(predicted(task, frame), task.head.classes, LIDARSEG)
+            said = predicted(task, frame)
+            assert isinstance(said, Tensor)
+            labels = translate(said, task.head.classes, LIDARSEG)
             write_ply(out / f"{name}-predicted.ply", frame.points.xyz_ego, SEMANTIC_PALETTE[labels.numpy()])
     return score(task, source, indices)
 
@@ -47,13 +50,14 @@ def prediction_pictures(
     task: Supervised, frame: Frame, box_classes: Classes | None, point_classes: Classes | None
 ) -> list[tuple[str, Picture]]:
     """What a task says of a frame, and what is true, with captions."""
-    match task:
-        case Detect(head=head):
-            return box_pictures(frame, predicted(task, frame), head.grid, box_classes, head.classes)
-        case MapSegment(head=head):
-            return map_pictures(frame, predicted(task, frame).probability, head)
-        case PointSegment(head=head):
-            return point_pictures(frame, predicted(task, frame), head.grid, point_classes, head.classes)
+    match task, predicted(task, frame):
+        case Detect(head=head), Boxes() as boxes:
+            return box_pictures(frame, boxes, head.grid, box_classes, head.classes)
+        case MapSegment(head=head), MapRaster() as raster:
+            return map_pictures(frame, raster.probability, head)
+        case PointSegment(head=head), Tensor() as labels:
+            assert isinstance(head.grid, BoxGrid)
+            return point_pictures(frame, labels, head.grid, point_classes, head.classes)
     raise ValueError(f"no picture shows what a {type(task).__name__} says")
 
 
