@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cofield.classes import DETECTION, KITTI, LIDARSEG
-from cofield.data import Source, open_source
+from cofield.data import Source, Wrapped, open_source
 from cofield.data.augment import prepared
 from cofield.data.export_kitti import kitti_labels
 from cofield.data.folders import SkipBroken
@@ -87,6 +87,9 @@ def score(task: Supervised, source: Source, indices: list[int], batch: int = 1) 
 
 def write_predictions(task: Supervised, source: Source, indices: list[int], split: str, out: Path) -> Path:
     """What a task says of frames, as the official evaluations read it; the folder or file that it is in."""
+    inner = source
+    while isinstance(inner, Wrapped):
+        inner = inner.source
     match task:
         case MapSegment():
             for frame in _frames(source, indices):
@@ -113,7 +116,7 @@ def write_predictions(task: Supervised, source: Source, indices: list[int], spli
                 assert isinstance(labels, Tensor)
                 labels = labels[frame.points.age == 0]
                 if task.classes == LIDARSEG:
-                    named = source.lidar_token(index) if isinstance(source, NuScenes) else frame.token
+                    named = inner.lidar_token(index) if isinstance(inner, NuScenes) else frame.token
                     write_lidarseg(out, split, named, labels)
                 else:
                     write_semantickitti(out, frame.token, labels)
