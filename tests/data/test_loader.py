@@ -1,4 +1,7 @@
 import itertools
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +135,9 @@ def test_stored_frames_are_computed_once(tmp_path: Path) -> None:
     assert_same(first, again)
     assert len(stored) == 4
     assert Stored(Counting(4), "val", tmp_path).folder != stored.folder
+
+
+def test_memory_is_kept_where_the_allocator_is_glibcs() -> None:
+    command = "from cofield.data.loader import keep_memory; print(keep_memory())"
+    said = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.strip()
+    assert said == str(platform.libc_ver()[0] == "glibc")
