@@ -120,6 +120,26 @@ def tables() -> str:
     return markdown(["opening", "time", "memory", "goal"], rows)
 
 
+def metrics() -> str:
+    """The official score, ours against the devkit's."""
+    rows = [
+        [f"{row['ms'] / 1000:.1f} s", f"{row['ms_peer'] / 1000:.1f} s", f"{row['ratio']:.0f} ×", f"{row['goal']:.0f} ×"]
+        for row in read_results(RESULTS / "bench-cpu")
+        if row["op"] == "nuscenes detection score"
+    ]
+    return markdown(["Cofield", "the devkit", "ratio", "goal"], rows)
+
+
+def sparse() -> str:
+    """Sparse convolution against spconv."""
+    rows = [
+        [row["case"], row["backend"], f"{row['ms']:.0f} ms", f"{row['peer_ms']:.0f} ms", f"{row['ratio']:.2f}"]
+        for row in read_results(RESULTS / "bench-cpu")
+        if row["op"] == "sparse"
+    ]
+    return markdown(["case", "ours", "time", "spconv fp32", "of spconv's time"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rendering": rendering,
     "label-efficiency": label_efficiency,
@@ -128,6 +148,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": step,
     "loader": loader,
     "tables": tables,
+    "metrics": metrics,
+    "sparse": sparse,
 }
 
 
