@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cofield.train.results import read_results
-from cofield.view.efficiency import HEAD, lines
+from cofield.view.efficiency import HEAD, ORDER, lines
 from cofield.view.report import MEANING
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +69,20 @@ def label_classes() -> str:
         gained = next(line for line in others if line.init == "pretrained")
         rows.append([name.replace("_", " "), str(start.value), str(gained.value), gained.cells()[-1]])
     return markdown(["IoU", "scratch", "pre-trained", "paired difference"], rows)
+
+
+def label_controls() -> str:
+    """Every start and class at the smallest fraction, over the seeds that all starts have."""
+    found = read_results(RESULTS / "label-efficiency")
+    found = [row for row in found if row["fraction"] == min(each["fraction"] for each in found)]
+    starts = [init for init in ORDER if any(row["init"] == init for row in found)]
+    seeds = set.intersection(*({row["seed"] for row in found if row["init"] == init} for init in starts))
+    known = [row for row in found if row["seed"] in seeds]
+    rows = []
+    for name in dict.fromkeys(row["metric"] for row in known):
+        means = {line.init: line.value.mean for line in lines(known, name)}
+        rows.append([name.replace("_", " "), *(f"{means[init]:.3f}" for init in starts)])
+    return markdown([f"IoU, {len(seeds)} of 5 seeds", *(f"`{init}`" for init in starts)], rows)
 
 
 def shown(name: str, value: float | None) -> str:
@@ -144,6 +158,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rendering": rendering,
     "label-efficiency": label_efficiency,
     "label-classes": label_classes,
+    "label-controls": label_controls,
     "world": world,
     "step": step,
     "loader": loader,
