@@ -9,7 +9,7 @@ from torch import Tensor
 from cofield.draw import generator
 from cofield.frame import collate
 from cofield.grid import CylinderGrid, Volume
-from cofield.models.field import Field
+from cofield.models.field import Field, place_waves
 from cofield.models.render import intervals, render
 from cofield.models.semantics import entropy, seen_classes
 from cofield.ops.sample import sample
@@ -151,3 +151,10 @@ def test_a_field_has_no_seam_where_the_azimuth_wraps() -> None:
     )
     torch.testing.assert_close(density_l, density_r, atol=1e-3, rtol=0)
     torch.testing.assert_close(values_l["semantics"], values_r["semantics"], atol=1e-3, rtol=0)
+
+
+def test_the_two_ends_of_an_axis_that_wraps_are_one_place_and_of_another_are_two() -> None:
+    ends = torch.tensor([[0.2, 0.0, 0.7], [0.2, 1.0, 0.7]])
+    around, across = (place_waves(ends, (False, wraps, False), octaves=3) for wraps in (True, False))
+    torch.testing.assert_close(around[0], around[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(across[0], across[1], atol=0.5)

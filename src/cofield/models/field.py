@@ -15,6 +15,7 @@ from cofield.ops.sample import sample
 
 # How a channel's raw value becomes what it stands for. Channels without an entry are used as they are.
 ACTIVATIONS = {"colour": torch.sigmoid, "semantics": partial(torch.softmax, dim=-1)}
+Values = dict[str, Float[Tensor, "r s c"]]
 FIXED = ("semantics",)  # what a place is does not depend on where it is seen from
 
 
@@ -57,25 +58,16 @@ class Field(nn.Module):
         xyz_ego: Float[Tensor, "r s 3"],
         direction: Float[Tensor, "r 3"],
         sample_of: Int[Tensor, "r"],
-    ) -> tuple[Float[Tensor, "r s"], dict[str, Float[Tensor, "r s c"]]]:
+    ) -> tuple[Float[Tensor, "r s"], Values]:
         """Density and channels at samples along rays."""
-        unit = volume.grid.to_unit(xyz_ego)
-        which = sample_of[:, None].expand(unit.shape[:2]).flatten()
-        feature = sample(volume.features, unit.flatten(0, 1), which, volume.grid.wraps).unflatten(0, unit.shape[:2])
-        # Around an axis that wraps the slowest wave fits once, so that its two ends are the same place.
-        turns = unit.new_tensor([2.0 if wraps else 1.0 for wraps in volume.grid.wraps])
-        body = self.body(torch.cat([feature, waves(unit * turns, self.octaves)], -1))
+        body = self.body(found_at(volume, xyz_ego, sample_of, self.octaves))
         density = F.softplus(self.density(body).float())[..., 0]
-        parts: dict[str, Tensor] = {}
+        values: Values = {}
         if self.value is not None:
-            looked = squares(direction if self.directions else torch.zeros_like(direction))
-            seen = looked[:, None].expand(*unit.shape[:2], -1)
-            raw = self.value(torch.cat([body, seen.to(body.dtype)], -1)).float()
-            parts |= dict(zip(self.viewed, raw.split(list(self.viewed.values()), -1), strict=True))
+            values |= named(self.value(looked_at(body, direction, self.directions)).float(), self.viewed)
         if self.kind is not None:
-            raw = self.kind(body).float()
-            parts |= dict(zip(self.fixed, raw.split(list(self.fixed.values()), -1), strict=True))
-        return density, {name: ACTIVATIONS.get(name, _as_it_is)(part) for name, part in parts.items()}
+            values |= named(self.kind(body).float(), self.fixed)
+        return density, values
 
 
 class Background(nn.Module):
@@ -110,6 +102,35 @@ def light(seen: Batch, hidden: Hidden | None) -> Float[Tensor, "b n k"]:
     return mean.flatten(1).unflatten(0, seen.images.shape[:2])
 
 
+def found_at(
+    volume: Volume, xyz_ego: Float[Tensor, "r s 3"], sample_of: Int[Tensor, "r"], octaves: int
+) -> Float[Tensor, "r s c"]:
+    """The volume's feature at samples along rays, and their encoded place."""
+    unit = volume.grid.to_unit(xyz_ego)
+    which = sample_of[:, None].expand(unit.shape[:2]).flatten()
+    feature = sample(volume.features, unit.flatten(0, 1), which, volume.grid.wraps).unflatten(0, unit.shape[:2])
+    return torch.cat([feature, place_waves(unit, volume.grid.wraps, octaves)], -1)
+
+
+def looked_at(
+    body: Float[Tensor, "r s c"], direction: Float[Tensor, "r 3"], directions: bool
+) -> Float[Tensor, "r s d"]:
+    """What is known of samples, and the direction they are seen from; no direction if directions do not matter."""
+    seen = squares(direction if directions else torch.zeros_like(direction))
+    return torch.cat([body, seen[:, None].expand(*body.shape[:2], -1).to(body.dtype)], -1)
+
+
+def named(raw: Float[Tensor, "r s c"], channels: dict[str, int]) -> Values:
+    """Channels by name, each as what it stands for."""
+    parts = zip(channels, raw.split(list(channels.values()), -1), strict=True)
+    return {name: ACTIVATIONS[name](part) if name in ACTIVATIONS else part for name, part in parts}
+
+
+def place_waves(unit: Float[Tensor, "*n 3"], wraps: tuple[bool, bool, bool], octaves: int) -> Float[Tensor, "*n c"]:
+    """The waves of a place in a grid. Around an axis that wraps the slowest fits once: its two ends are one place."""
+    return waves(unit * unit.new_tensor([2.0 if wrap else 1.0 for wrap in wraps]), octaves)
+
+
 def waves(unit: Float[Tensor, "*n a"], octaves: int) -> Float[Tensor, "*n c"]:
     """Sines and cosines of places 0..1, at `octaves` frequencies each double the last."""
     turns = unit[..., None] * (math.pi * 2.0 ** torch.arange(octaves, device=unit.device))
@@ -120,7 +141,3 @@ def squares(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 9"]:
     """A direction and its second-order products: all a smooth dependence on direction needs."""
     x, y, z = direction.unbind(-1)
     return torch.stack([x, y, z, x * y, y * z, z * x, x * x, y * y, z * z], -1)
-
-
-def _as_it_is(value: Tensor) -> Tensor:
-    return value

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from cofield.grid import Volume
 from cofield.models.blocks import Layers, mlp
-from cofield.models.field import ACTIVATIONS, Field, squares, waves
+from cofield.models.field import Field, Values, found_at, looked_at, named
 from cofield.models.lift import DepthBins, Frusta
 from cofield.models.sampler import Steps
 from cofield.ops.sample import sample
 from cofield.rays import Rays
-
-Values = dict[str, Float[Tensor, "r s c"]]
 
 
 class DistanceField(nn.Module):
@@ -99,18 +97,12 @@ class DistanceField(nn.Module):
         return torch.where(way > 1e-6, (slope - 1).clamp(min=0).square(), 0.0)
 
     def _body(self, volume: Volume, xyz_ego: Tensor, sample_of: Tensor) -> Tensor:
-        unit = volume.grid.to_unit(xyz_ego)
-        which = sample_of[:, None].expand(unit.shape[:2]).flatten()
-        feature = sample(volume.features, unit.flatten(0, 1), which, volume.grid.wraps).unflatten(0, unit.shape[:2])
-        turns = unit.new_tensor([2.0 if wraps else 1.0 for wraps in volume.grid.wraps])
-        return self.body(torch.cat([feature, waves(unit * turns, self.octaves)], -1))
+        return self.body(found_at(volume, xyz_ego, sample_of, self.octaves))
 
     def _values(self, body: Tensor, direction: Tensor) -> Values:
         if self.value is None:
             return {}
-        looked = squares(direction if self.directions else torch.zeros_like(direction))
-        seen = looked[:, None].expand(*body.shape[:2], -1)
-        return named(self.value(torch.cat([body, seen.to(body.dtype)], -1)).float(), self.channels)
+        return named(self.value(looked_at(body, direction, self.directions)).float(), self.channels)
 
 
 class FrustumField(nn.Module):
@@ -168,9 +160,3 @@ def at_depth(share: Float[Tensor, "r d"], depth: Float[Tensor, "r s"], bins: Dep
 def within(rays: Rays, bins: DepthBins) -> Rays:
     """Camera rays from the first bin to the end of the last: one object says where bins are and where samples."""
     return replace(rays, near=bins.lower / rays.cosine, far=bins.upper / rays.cosine)
-
-
-def named(raw: Float[Tensor, "r s c"], channels: dict[str, int]) -> Values:
-    """Channels by name, each as what it stands for."""
-    parts = zip(channels, raw.split(list(channels.values()), -1), strict=True)
-    return {name: ACTIVATIONS[name](part) if name in ACTIVATIONS else part for name, part in parts}

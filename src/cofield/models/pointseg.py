@@ -8,7 +8,7 @@ from cofield.classes import LIDARSEG, Classes
 from cofield.frame import Batch
 from cofield.grid import Grid, Volume
 from cofield.models.blocks import mlp
-from cofield.models.field import waves
+from cofield.models.field import place_waves
 from cofield.models.semantics import segmentation_loss
 from cofield.ops.sample import sample
 
@@ -37,7 +37,7 @@ class PointHead(nn.Module):
         within = torch.frac(unit * unit.new_tensor(grid.count)) - 0.5
         away = (points.xyz_ego - points.xyz_ego.new_tensor(grid.origin_ego)).norm(dim=-1)
         own = torch.stack([points.intensity, points.age, away / 50], -1)
-        return self.layers(torch.cat([seen, waves(unit, OCTAVES), within, own], -1)).float()
+        return self.layers(torch.cat([seen, place_waves(unit, grid.wraps, OCTAVES), within, own], -1)).float()
 
     def encode(self, batch: Batch) -> Int[Tensor, "p"]:
         """The labels of the batch's points, UNKNOWN where there is none."""
