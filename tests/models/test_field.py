@@ -9,7 +9,7 @@ from torch import Tensor
 from cofield.draw import generator
 from cofield.frame import collate
 from cofield.grid import CylinderGrid, Volume
-from cofield.models.field import Field, place_waves
+from cofield.models.field import Field, Narrow, found_at, place_waves
 from cofield.models.render import intervals, render
 from cofield.models.semantics import entropy, seen_classes
 from cofield.ops.sample import sample
@@ -158,3 +158,17 @@ def test_the_two_ends_of_an_axis_that_wraps_are_one_place_and_of_another_are_two
     around, across = (place_waves(ends, (False, wraps, False), octaves=3) for wraps in (True, False))
     torch.testing.assert_close(around[0], around[1], atol=1e-5, rtol=0)
     assert not torch.allclose(across[0], across[1], atol=0.5)
+
+
+def test_mixing_a_wide_volume_before_looking_up_is_mixing_what_was_looked_up() -> None:
+    field = Field(features=12, channels={"colour": 3}, width=16, most=4)
+    assert isinstance(field.narrow, Narrow)
+    wide = torch.rand(2, 12, *GRID.shape, generator=torch.Generator().manual_seed(0))
+    xyz = torch.rand(5, 3, 3, generator=torch.Generator().manual_seed(1))
+    of = torch.tensor([0, 1, 0, 1, 1])
+    before = found_at(field.narrow(Volume(wide, GRID)), xyz, of, octaves=2)[..., :4]
+    looked_up = found_at(Volume(wide, GRID), xyz, of, octaves=2)[..., :12]
+    mix = field.narrow.mix[0]
+    assert isinstance(mix, torch.nn.Conv3d) and mix.bias is not None
+    weight, bias = mix.weight[:, :, 0, 0, 0], mix.bias
+    torch.testing.assert_close(before, looked_up @ weight.mT + bias)

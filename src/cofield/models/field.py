@@ -30,6 +30,8 @@ class Field(nn.Module):
         channels: the width of each named channel, colour 3 for instance; semantics is one probability per class.
         emptiness: the density's bias at the start; -2 makes a metre of fresh field 12 % opaque.
         directions: whether the viewed channels depend on the direction; without, they are told none.
+        most: features that are looked up. A wider volume is first mixed to so many: the same at every place, so it
+            may come before the interpolation, where it is cheap.
     """
 
     def __init__(
@@ -40,10 +42,12 @@ class Field(nn.Module):
         octaves: int = 4,
         emptiness: float = -2.0,
         directions: bool = True,
+        most: int = 32,
     ) -> None:
         super().__init__()
         self.channels, self.octaves, self.directions = channels, octaves, directions
-        self.body = Layers(*mlp(features + 6 * octaves, width, width), nn.ReLU())
+        self.narrow = narrowing(features, most)
+        self.body = Layers(*mlp(min(features, most) + 6 * octaves, width, width), nn.ReLU())
         last = nn.Linear(width, 1)
         nn.init.constant_(last.bias, emptiness)
         self.density = Layers(last)
@@ -60,7 +64,7 @@ class Field(nn.Module):
         sample_of: Int[Tensor, "r"],
     ) -> tuple[Float[Tensor, "r s"], Values]:
         """Density and channels at samples along rays."""
-        body = self.body(found_at(volume, xyz_ego, sample_of, self.octaves))
+        body = self.body(found_at(self.narrow(volume), xyz_ego, sample_of, self.octaves))
         density = F.softplus(self.density(body).float())[..., 0]
         values: Values = {}
         if self.value is not None:
@@ -68,6 +72,22 @@ class Field(nn.Module):
         if self.kind is not None:
             values |= named(self.kind(body).float(), self.fixed)
         return density, values
+
+
+class Narrow(nn.Module):
+    """A volume of fewer features, each a mixture of all."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.mix = Layers(nn.Conv3d(features, width, 1))
+
+    def forward(self, volume: Volume) -> Volume:
+        return Volume(self.mix(volume.features).to(volume.features.dtype), volume.grid)
+
+
+def narrowing(features: int, most: int) -> nn.Module:
+    """What makes a volume at most so wide; nothing where it already is."""
+    return Narrow(features, most) if features > most else nn.Identity()
 
 
 class Background(nn.Module):

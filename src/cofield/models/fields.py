@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cofield.grid import Volume
 from cofield.models.blocks import Layers, mlp
-from cofield.models.field import Field, Values, found_at, looked_at, named
+from cofield.models.field import Field, Values, found_at, looked_at, named, narrowing
 from cofield.models.lift import DepthBins, Frusta
 from cofield.models.sampler import Steps
 from cofield.ops.sample import sample
@@ -33,6 +33,7 @@ class DistanceField(nn.Module):
         clearance: the distance everywhere at the start, in metres.
         sharpness: k at the start, per metre; it is learned.
         directions: whether channels depend on the direction; without, they are told none.
+        most: features that are looked up, as in `Field`.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class DistanceField(nn.Module):
         clearance: float = 0.5,
         sharpness: float = 3.0,
         directions: bool = True,
+        most: int = 32,
     ) -> None:
         super().__init__()
         self.channels, self.octaves, self.directions = channels, octaves, directions
-        self.body = Layers(*mlp(features + 6 * octaves, width, width), nn.ReLU())
+        self.narrow = narrowing(features, most)
+        self.body = Layers(*mlp(min(features, most) + 6 * octaves, width, width), nn.ReLU())
         last = nn.Linear(width, 1)
         nn.init.constant_(last.bias, clearance)
         self.distance = Layers(last)
@@ -97,7 +100,7 @@ class DistanceField(nn.Module):
         return torch.where(way > 1e-6, (slope - 1).clamp(min=0).square(), 0.0)
 
     def _body(self, volume: Volume, xyz_ego: Tensor, sample_of: Tensor) -> Tensor:
-        return self.body(found_at(volume, xyz_ego, sample_of, self.octaves))
+        return self.body(found_at(self.narrow(volume), xyz_ego, sample_of, self.octaves))
 
     def _values(self, body: Tensor, direction: Tensor) -> Values:
         if self.value is None:
