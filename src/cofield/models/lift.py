@@ -38,6 +38,25 @@ class DepthBins:
 PAPER = DepthBins(1.0, 0.5, 118)  # (r); there the depth of a bin is where it begins, here its middle
 
 
+@dataclass(frozen=True)
+class Frusta:
+    """What feature pixels show, and the share of it at each depth. The product of the two is never built.
+
+    Args:
+        stride: image pixels per feature pixel.
+    """
+
+    share: Float[Tensor, "b n d h w"]
+    content: Float[Tensor, "b n c h w"]
+    bins: DepthBins
+    stride: int
+
+    def flat(self) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p c"]]:
+        """Shares and contents, a row per feature pixel."""
+        share, content = (each.permute(0, 1, 3, 4, 2).flatten(0, 3) for each in (self.share, self.content))
+        return share, content
+
+
 class Lift(nn.Module):
     """A distribution over depth per pixel, helped by the depth image of the visible points, and its splat.
 
@@ -53,6 +72,7 @@ class Lift(nn.Module):
     def __init__(self, camera_width: int, stride: int, grid: Grid, width: int, bins: DepthBins) -> None:
         super().__init__()
         self.grid, self.bins, self.stride, self.width = grid, bins, stride, width
+        self.shown = width - 1
         self.depth = Layers(
             nn.Conv2d(2, 16, 5, stride=stride // 2, padding=2),
             nn.ReLU(),
@@ -74,39 +94,36 @@ class Lift(nn.Module):
         Args:
             visible: the pixels whose colour may be seen.
         """
+        return self.collect(self.frusta(features, batch, visible), batch)
+
+    def frusta(
+        self, features: Float[Tensor, "b n c h w"], batch: Batch, visible: Bool[Tensor, "b n height width"]
+    ) -> Frusta:
+        """What each feature pixel shows, learned and visible, and how much of it at each depth."""
         hints = self.depth(depth_image(batch, self.bins).flatten(0, 1))
         out = self.head(torch.cat([features.flatten(0, 1), hints.to(features.dtype)], 1)).float()
-        share = out[:, : self.bins.count].softmax(1).permute(0, 2, 3, 1).reshape(-1, self.bins.count)
-        content = out[:, self.bins.count :].permute(0, 2, 3, 1).flatten(0, 2)
+        share = out[:, : self.bins.count].softmax(1)
+        content = torch.cat([out[:, self.bins.count :], self._colours(batch, visible)], 1)
+        views = features.shape[:2]
+        return Frusta(share.unflatten(0, views), content.unflatten(0, views), self.bins, self.stride)
+
+    def collect(self, frusta: Frusta, batch: Batch) -> Volume:
+        """The volume that frusta fill."""
         depth, rows, columns = self.grid.shape
         cells = len(batch) * depth * rows * columns
-        # The last columns count how much of any pixel, and of any visible one, fell into a voxel.
-        content = torch.cat([content, torch.ones_like(content[:, :1]), self._colours(batch, visible)], 1)
+        share, content = frusta.flat()
+        # The last columns count how much of any visible pixel, and of any at all, fell into a voxel.
+        content = torch.cat([content, torch.ones_like(content[:, :1])], 1)
         total = splat(share, content, places(batch, self.grid, self.bins, self.stride), cells)
-        learned, mass, colour, seen = total.split([self.width - 5, 1, 3, 1], 1)
+        learned, colour, seen, mass = total.split([self.width - 5, 3, 1, 1], 1)
         volume = torch.cat([learned / (mass + FAINT), mass / (mass + 1), colour / (seen + FAINT), seen / (seen + 1)], 1)
         return Volume(volume.view(len(batch), depth, rows, columns, -1).permute(0, 4, 1, 2, 3), self.grid)
 
-    def _colours(self, batch: Batch, visible: Bool[Tensor, "b n height width"]) -> Float[Tensor, "p 4"]:
+    def _colours(self, batch: Batch, visible: Bool[Tensor, "b n height width"]) -> Float[Tensor, "bn 4 h w"]:
         """The sum of the visible colours around each feature pixel, about grey, and the share that is visible."""
         known = visible.flatten(0, 1)[:, None].to(batch.images.dtype)
         grey = (batch.images.flatten(0, 1) - 0.5) * known
-        pooled = F.avg_pool2d(torch.cat([grey, known], 1), self.stride)
-        return pooled.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-@dataclass(frozen=True)
-class Frusta:
-    """What feature pixels show, and the share of it at each depth. The product of the two is never built.
-
-    Args:
-        stride: image pixels per feature pixel.
-    """
-
-    share: Float[Tensor, "b n d h w"]
-    content: Float[Tensor, "b n c h w"]
-    bins: DepthBins
-    stride: int
+        return F.avg_pool2d(torch.cat([grey, known], 1), self.stride)
 
 
 class DepthHead(nn.Module):
@@ -188,7 +205,7 @@ class DepthLSS(nn.Module):
         super().__init__()
         (x, y, z), (long, wide, high) = grid.count, grid.cell
         self.fine = replace(grid, count=(x * finer, y * finer, z), cell=(long / finer, wide / finer, high))
-        self.grid, self.mean = grid, mean
+        self.grid, self.mean, self.bins, self.shown = grid, mean, bins, width
         self.frustum = DepthHead(camera_width, stride, width, bins, depth_input, norm)
         self.down = Layers(
             *_smooth(width, 1, norm),
@@ -200,9 +217,17 @@ class DepthLSS(nn.Module):
         self, features: Float[Tensor, "b n c h w"], batch: Batch, visible: Bool[Tensor, "b n height width"]
     ) -> Volume:
         """The lifted features of a batch that holds only what may be seen; colours are not carried."""
-        frusta = self.frustum(features, batch)
-        share = frusta.share.permute(0, 1, 3, 4, 2).flatten(0, 3)
-        content = frusta.content.permute(0, 1, 3, 4, 2).flatten(0, 3)
+        return self.collect(self.frusta(features, batch, visible), batch)
+
+    def frusta(
+        self, features: Float[Tensor, "b n c h w"], batch: Batch, visible: Bool[Tensor, "b n height width"]
+    ) -> Frusta:
+        """What each feature pixel shows, and how much of it at each depth."""
+        return self.frustum(features, batch)
+
+    def collect(self, frusta: Frusta, batch: Batch) -> Volume:
+        """The volume that frusta fill."""
+        share, content = frusta.flat()
         if self.mean:
             content = torch.cat([content, torch.ones_like(content[:, :1])], 1)
         depth, rows, columns = self.fine.shape

@@ -11,7 +11,7 @@ from cofield.models.backbones import PaperCamera
 from cofield.models.camera import ConvCamera, MaskToken
 from cofield.models.fuse import AddFuse, AttentionFuse, ConvFuse, Fuse
 from cofield.models.lidar import Pillars
-from cofield.models.lift import DepthLSS, Lift
+from cofield.models.lift import DepthLSS, Frusta, Lift
 from cofield.models.voxelnet import VoxelNet
 
 
@@ -22,14 +22,18 @@ class CameraBranch(nn.Module):
         super().__init__()
         self.token, self.encoder, self.lift = token, encoder, lift
 
-    def forward(self, seen: Batch, hidden: Hidden | None, draws: list[torch.Generator] | None = None) -> Volume:
+    def forward(
+        self, seen: Batch, hidden: Hidden | None, draws: list[torch.Generator] | None = None
+    ) -> tuple[Volume, Frusta]:
+        """The volume, and the frusta that it was filled from."""
         if not seen.images.shape[1]:
             raise ValueError("this trunk has a camera encoder, but the frames have no cameras; use a LiDAR-only recipe")
         pixels = None if hidden is None else hidden.pixels(*seen.images.shape[-2:])
         images = self.token(seen.images, pixels)
         features: Float[Tensor, "n c h w"] = self.encoder(images.flatten(0, 1), draws)
         visible = seen.valid if pixels is None else seen.valid & ~pixels
-        return self.lift(features.unflatten(0, images.shape[:2]), seen, visible)
+        frusta = self.lift.frusta(features.unflatten(0, images.shape[:2]), seen, visible)
+        return self.lift.collect(frusta, seen), frusta
 
 
 class Trunk(nn.Module):
@@ -54,13 +58,20 @@ class Trunk(nn.Module):
         Args:
             seed: of the encoders' own draws, which are off without it: for every frame and camera their own.
         """
+        return self.with_frusta(batch, hidden, seed)[0]
+
+    def with_frusta(
+        self, batch: Batch, hidden: Hidden | None = None, seed: Key | None = None
+    ) -> tuple[Volume, Frusta | None]:
+        """The volume, and what each camera knew alone; None without cameras."""
         seen = batch if hidden is None else batch.visible(hidden)
-        volumes = []
+        volumes, frusta = [], None
         if self.camera is not None:
             views = [(b, n) for b in range(len(batch)) for n in range(batch.images.shape[1])]
             draws = None if seed is None else [batch.draw(b, seed, "drop path", n) for b, n in views]
-            volumes.append(self.camera(seen, hidden, draws))
+            lifted, frusta = self.camera(seen, hidden, draws)
+            volumes.append(lifted)
         if self.lidar is not None:
             volumes.append(self.lidar(seen))
         volume = self.fuse(volumes)
-        return Volume(volume.features.float(), volume.grid)
+        return Volume(volume.features.float(), volume.grid), frusta

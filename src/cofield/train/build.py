@@ -15,7 +15,7 @@ from cofield.models.camera import ConvCamera, MaskToken
 from cofield.models.centerpoint import GROUPS, KITTI_GROUPS, CenterPoint
 from cofield.models.cylinder import Cylinder3D, CylinderHead
 from cofield.models.field import Background, Field
-from cofield.models.fields import DistanceField
+from cofield.models.fields import DistanceField, FrustumField
 from cofield.models.fuse import AddFuse, AttentionFuse, ConvFuse, Fuse
 from cofield.models.lidar import Pillars
 from cofield.models.lift import DepthBins, DepthLSS, Lift
@@ -101,14 +101,35 @@ def build_pretraining(config: Pretraining) -> Pretrain:
     """The trunk, the field it is rendered from, and the task that trains both; weights follow from the seed."""
     terms = config.loss.terms()
     painted = terms["colour"] > 0
-    channels = {"colour": 3} if painted or terms["above_colour"] > 0 else {}
+    shared = painted and config.model.field != "frustum"
+    channels = {"colour": 3} if shared or terms["above_colour"] > 0 else {}
     with seeded(config.optim.seed, "weights"):
         trunk = build_trunk(config.model, config.grid, config.mask.patch)
-        kind = {"density": Field, "distance": DistanceField}[config.model.field]
+        kind = DistanceField if config.model.field == "distance" else Field
         field = kind(config.model.width, channels, config.model.field_width, directions=config.model.directions)
         background = Background() if painted else None
+        frustum = build_frustum(config, trunk) if config.model.field == "frustum" else None
     optim = config.optim.scaled(config.data.batch)
-    return Pretrain(trunk, field, background, config.mask, config.views, config.loss, optim, config.model.sampler)
+    sampler = config.model.sampler
+    return Pretrain(trunk, field, background, config.mask, config.views, config.loss, optim, sampler, frustum)
+
+
+def build_frustum(config: Pretraining, trunk: Trunk) -> FrustumField:
+    """What camera rays are rendered from in place of the shared volume, which other views must then train."""
+    terms = config.loss.terms()
+    if trunk.camera is None:
+        raise ValueError("model.field frustum looks into cameras' frusta, but model.camera is none; use density")
+    if not any(terms[name] for name in ("colour", "depth")):
+        raise ValueError(
+            "model.field frustum shows cameras only: give loss.colour or loss.depth a weight, or use density"
+        )
+    if not any(terms[name] for name in ("range", "free", "height", "above_colour")):
+        raise ValueError(
+            "with model.field frustum cameras do not see the shared volume, and nothing would train it: give "
+            "loss.range, free, height or above_colour a weight, or use density"
+        )
+    channels = {"colour": 3} if terms["colour"] > 0 else {}
+    return FrustumField(trunk.camera.lift.shown, channels, config.model.field_width)
 
 
 def build_finetuning(config: Finetuning) -> Supervised:

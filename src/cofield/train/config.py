@@ -59,7 +59,8 @@ class Model:
         lidar_width: channels of the point features.
         voxel: the voxelnet's cells, in metres.
         bins: depths that the lift tells apart, `bin_step` metres each from `bin_lower` on.
-        field: density, or a signed distance.
+        field: density, or a signed distance; or, as the released code (r), for camera rays what their own pixels knew
+            before any fusion (frustum), and density for the others.
         field_width: of the field's hidden layers.
         directions: whether colour depends on where it is seen from.
         sampler: where rays look: evenly, more around known depths (guided), where a first look found something
@@ -81,7 +82,7 @@ class Model:
     bins: int = 36
     bin_lower: float = 1.0
     bin_step: float = 1.0
-    field: Literal["density", "distance"] = "density"
+    field: Literal["density", "distance", "frustum"] = "density"
     field_width: int = 64
     directions: bool = True
     sampler: Literal["even", "guided", "twice", "skipping"] = "even"

@@ -32,12 +32,18 @@ class Painting:
 
 @torch.no_grad()
 def paint_frame(task: Pretrain, frame: Frame, novel: tuple[Camera, ...] = (), seed: Key = MEASURE) -> Painting:
-    """All cameras, beams and columns of a frame as the field shows them, without any noise."""
+    """All cameras, beams and columns of a frame as the field shows them, without any noise.
+
+    Args:
+        novel: other cameras to paint, of a task whose field can be seen from everywhere.
+    """
+    if novel and task.frustum is not None:
+        raise ValueError("a frustum shows its own pixels only; give no novel cameras, or train another model.field")
     batch = collate([frame])
     hidden = hide(batch, task.masking, seed)
     grid, sampling = task.trunk.grid, task.sampling
     views = {
-        "camera": camera_view(batch, hidden, sampling, grid, None),
+        "camera": camera_view(batch, hidden, sampling, grid, None, task.bins),
         "beam": beam_view(batch, hidden, sampling, grid, None),
         "above": above_view(batch, hidden, sampling, grid, None),
     }
@@ -55,7 +61,7 @@ def measure(task: Pretrain, source: Source, indices: list[int]) -> dict[str, flo
     """The pooled score of frames, and of novel cameras where the source can show what they see."""
     score, aside = RenderScore(), RenderScore()
     depth_errors = []
-    for frame, novel in with_novel(source, indices):
+    for frame, novel in with_novel(task, source, indices):
         painting = paint_frame(task, frame, novel)
         for name in ("camera", "beam", "above"):
             score_view(score, painting.batch, *painting.views[name])
@@ -76,11 +82,11 @@ def measure(task: Pretrain, source: Source, indices: list[int]) -> dict[str, flo
     return values
 
 
-def with_novel(source: Source, indices: list[int]) -> Iterator[tuple[Frame, tuple[Camera, ...]]]:
-    """Frames, each with cameras half a metre to the left of its own, where the source can place any."""
+def with_novel(task: Pretrain, source: Source, indices: list[int]) -> Iterator[tuple[Frame, tuple[Camera, ...]]]:
+    """Frames, each with cameras half a metre to the left of its own, where source and task can show what they see."""
     for index in indices:
         frame = source[index]
-        if not isinstance(source, World):
+        if not isinstance(source, World) or task.frustum is not None:
             yield frame, ()
             continue
         shift = pose(torch.eye(3), torch.tensor([ASIDE, 0.0, 0.0]))

@@ -21,7 +21,8 @@ from cofield.metrics.render import RenderScore
 from cofield.models.centerpoint import CenterPoint
 from cofield.models.cylinder import Cylinder3D
 from cofield.models.field import Background, Field, light
-from cofield.models.fields import DistanceField
+from cofield.models.fields import DistanceField, FrustumField
+from cofield.models.lift import DepthBins, Frusta
 from cofield.models.mapseg import MapHead
 from cofield.models.mask import Masking, hide
 from cofield.models.pointseg import PointHead
@@ -49,15 +50,21 @@ class Scene:
     Args:
         light: of each camera, for what lies behind the field; None where nothing is painted.
         occupied: the cells that visible points are in or beside; None where no sampler asks.
+        frusta: what each camera knew alone; None without cameras.
     """
 
     volume: Volume
     light: Tensor | None = None
     occupied: Tensor | None = None
+    frusta: Frusta | None = None
 
 
 class Pretrain(lightning.LightningModule):
-    """Hide, encode, render, compare. Nothing here reads a label."""
+    """Hide, encode, render, compare. Nothing here reads a label.
+
+    Args:
+        frustum: what camera rays are rendered from, in place of the field and its volume.
+    """
 
     def __init__(
         self,
@@ -69,9 +76,10 @@ class Pretrain(lightning.LightningModule):
         weights: Weights,
         optim: Optim,
         sampler: Sampler = "even",
+        frustum: FrustumField | None = None,
     ) -> None:
         super().__init__()
-        self.trunk, self.field, self.background = trunk, field, background
+        self.trunk, self.field, self.background, self.frustum = trunk, field, background, frustum
         self.masking, self.sampling, self.weights, self.optim = masking, sampling, weights, optim
         self.sampler: Sampler = sampler
         self.balance = Balance(weights) if weights.balance == "learned" else None
@@ -80,23 +88,28 @@ class Pretrain(lightning.LightningModule):
     def forward(self, batch: Batch, seed: Key) -> tuple[dict[str, Term], list[tuple[View, Seen]]]:
         """The terms of a batch, and the views they come from; the seed decides what is hidden and where rays go."""
         hidden = hide(batch, self.masking, seed)
-        grid, weight = self.trunk.grid, self.weights.terms()
-        views: list[View] = []
-        if weight["colour"] or weight["depth"]:
-            views.append(camera_view(batch, hidden, self.sampling, grid, seed))
-        if weight["range"] or weight["free"]:
-            views.append(beam_view(batch, hidden, self.sampling, grid, seed))
-        if weight["height"] or weight["above_colour"]:
-            views.append(above_view(batch, hidden, self.sampling, grid, seed))
+        views = self.views(batch, hidden, seed)
         scene = self.encode(batch, hidden, seed if self.training else None)
         seen = [(view, self.see(scene, view)) for view in views]
         terms: dict[str, Term] = {}
         for view, what in seen:
             terms |= compare(view, what, self.weights)
-        if weight["eikonal"] and isinstance(self.field, DistanceField):
+        if self.weights.eikonal and isinstance(self.field, DistanceField):
             excess = [self.field.eikonal(scene.volume, view.rays, even(view.rays, view.jitter)) for view in views]
             terms["eikonal"] = eikonal_term(torch.cat(excess))
         return terms, seen
+
+    def views(self, batch: Batch, hidden: Hidden, seed: Key) -> list[View]:
+        """The rays of a step and what they should see, of those views that a term asks for."""
+        grid, weight = self.trunk.grid, self.weights.terms()
+        views: list[View] = []
+        if weight["colour"] or weight["depth"]:
+            views.append(camera_view(batch, hidden, self.sampling, grid, seed, self.bins))
+        if weight["range"] or weight["free"]:
+            views.append(beam_view(batch, hidden, self.sampling, grid, seed))
+        if weight["height"] or weight["above_colour"]:
+            views.append(above_view(batch, hidden, self.sampling, grid, seed))
+        return views
 
     def encode(self, batch: Batch, hidden: Hidden | None, seed: Key | None = None) -> Scene:
         """What a batch is rendered from: of nothing but what may be seen of it.
@@ -105,11 +118,16 @@ class Pretrain(lightning.LightningModule):
             seed: of the encoders' own draws, which are off without it.
         """
         seen = batch if hidden is None else batch.visible(hidden)
-        volume = self.trunk(batch, hidden, seed)
+        volume, frusta = self.trunk.with_frusta(batch, hidden, seed)
         occupied = None
         if self.sampler == "skipping":
             occupied = occupancy(seen.points.xyz_ego, seen.sample, volume.grid, len(batch))
-        return Scene(volume, None if self.background is None else light(seen, hidden), occupied)
+        return Scene(volume, None if self.background is None else light(seen, hidden), occupied, frusta)
+
+    @property
+    def bins(self) -> DepthBins | None:
+        """The depths that camera rays are bound to; None where they cross the whole grid."""
+        return None if self.frustum is None or self.trunk.camera is None else self.trunk.camera.lift.bins
 
     def see(self, scene: Scene, view: View) -> Seen:
         """What a view's rays see; cameras have the background behind what is not opaque, beams and columns nothing."""
@@ -129,16 +147,20 @@ class Pretrain(lightning.LightningModule):
 
     def _look(self, scene: Scene, view: View) -> Seen:
         """The field along a view's rays, at samples that the sampler chooses."""
+        field, source = self.field, scene.volume
+        if self.frustum is not None and view.camera is not None:
+            assert scene.frusta is not None
+            field, source = self.frustum, scene.frusta
         match self.sampler:
             case "guided" if self.training:
-                return look(self.field, scene.volume, view.rays, guided(view.rays, view.jitter, view.known()))
+                return look(field, source, view.rays, guided(view.rays, view.jitter, view.known()))
             case "skipping" if scene.occupied is not None:
                 steps = skipping(view.rays, view.jitter, scene.occupied, scene.volume.grid, floor=EMPTY)
-                return look(self.field, scene.volume, view.rays, steps)
+                return look(field, source, view.rays, steps)
             case "twice":
-                return look_twice(self.field, scene.volume, view.rays, view.jitter, first=view.jitter.shape[1] // 2)
+                return look_twice(field, source, view.rays, view.jitter, first=view.jitter.shape[1] // 2)
             case _:
-                return render(self.field, scene.volume, view.rays, view.jitter)
+                return render(field, source, view.rays, view.jitter)
 
     def objective(self, batch: Batch) -> Tensor:
         """What a step makes smaller."""

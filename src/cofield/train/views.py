@@ -15,6 +15,8 @@ from torch import Tensor
 from cofield.draw import Key
 from cofield.frame import Batch, Hidden
 from cofield.grid import Grid
+from cofield.models.fields import within
+from cofield.models.lift import DepthBins
 from cofield.ops.voxelize import is_nearest, nearest, voxelize
 from cofield.rays import Rays, choose
 
@@ -98,10 +100,15 @@ class View:
             yield View(self.rays.select(part), targets, self.jitter[part], camera, place)
 
 
-def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed: Key | None) -> View:
+def camera_view(
+    batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, seed: Key | None, bins: DepthBins | None = None
+) -> View:
     """Camera pixels: their colour, and the depth of the nearest keyframe return in them.
 
     Without a seed every valid pixel is taken and nothing is random.
+
+    Args:
+        bins: where rays begin and end; without them, where the grid does.
     """
     keyframe = batch.select_points(batch.points.age == 0)
     seen = keyframe.seen_points()
@@ -119,12 +126,14 @@ def camera_view(batch: Batch, hidden: Hidden, sampling: Sampling, grid: Grid, se
     colour = batch.images.permute(0, 1, 3, 4, 2).reshape(-1, 3)[pixels]
     masked = hidden.pixels(height, width).flatten()[pixels]
     rays = Rays.from_cameras(batch, pixels, grid)
-    within = known[pixels] & (depth[pixels] < rays.far * rays.cosine)
+    rays = rays if bins is None else within(rays, bins)
+    near, far = rays.near * rays.cosine, rays.far * rays.cosine
+    inside = known[pixels] & (depth[pixels] > near) & (depth[pixels] < far)
     return View(
         rays,
         {
             "colour": Target(colour, torch.ones_like(masked), masked),
-            "depth": Target(depth[pixels].nan_to_num(posinf=0.0), within, masked),
+            "depth": Target(depth[pixels].nan_to_num(posinf=0.0), inside, masked),
         },
         jitter_of(batch, rays, sampling.samples, seed, "pixels"),
         camera=pixels // (height * width),

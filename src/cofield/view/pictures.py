@@ -156,7 +156,7 @@ def render_run(folder: Path, out: Path, frames: int, split: str = "val", skip_br
     """Write the pictures of a run's held-out frames, spread over a split; the score of those frames."""
     config, task = open_run(folder)
     source, indices = frames_of(config, split, frames, skip_broken)
-    for frame, novel in with_novel(source, indices):
+    for frame, novel in with_novel(task, source, indices):
         write_pictures(paint_frame(task, frame, novel), config.grid, out, frame.token)
     return measure(task, source, indices)
 

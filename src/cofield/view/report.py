@@ -62,7 +62,7 @@ def report_run(
     config, task = open_run(folder)
     source, indices = frames_of(config, "val", frames, skip_broken)
     sections = []
-    for frame, novel in with_novel(source, indices):
+    for frame, novel in with_novel(task, source, indices):
         painting = paint_frame(task, frame, novel)
         sections.append(f"<h2>Frame {html.escape(frame.token)}</h2>")
         sheets = [
