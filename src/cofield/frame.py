@@ -269,7 +269,7 @@ class Batch:
     def seen_points(self) -> "SeenPoints":
         """Every point in every camera whose image it falls on, whether or not something else hides it."""
         cameras, height, width = self.valid.shape[1:]
-        if not cameras or not len(self.points):
+        if not cameras or not self.sample.shape[0]:
             none = self.sample.new_zeros(0)
             return SeenPoints(none, none, self.points.xyz_ego.new_zeros(0))
         pix_T_ego = self.pix_T_ego[self.sample]  # P N 4 4

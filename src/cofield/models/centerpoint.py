@@ -13,6 +13,7 @@ from cofield.models.bev import Bev, convolution
 from cofield.models.blocks import Layers, Norm
 from cofield.models.heatmap import (
     CODE,
+    Candidates,
     anchors,
     cautious,
     channels_of,
@@ -23,10 +24,8 @@ from cofield.models.heatmap import (
     ground_plan,
     heat_of,
     peaks,
-    per_frame,
     placed,
 )
-from cofield.ops.boxes import cuboids, nms
 
 GROUPS = (
     ("car",),
@@ -149,12 +148,14 @@ class CenterPoint(nn.Module):
 
     def decode(self, raw: CentreMaps) -> tuple[Boxes, ...]:
         """The boxes of every frame, surest first."""
+        return self.candidates(raw).kept(len(raw.logits), self.overlap, self.least_score)
+
+    def candidates(self, raw: CentreMaps) -> Candidates:
+        """A box at every peak; those of one frame and group are rivals."""
         score, channel, cell = peaks(raw.logits.sigmoid(), self.most)
         sample = torch.arange(len(score), device=score.device)[:, None].expand_as(score)
         score, channel, sample, cell = score.flatten(), channel.flatten(), sample.flatten(), cell.flatten(0, 1)
         group = self.group[channel]
         code = raw.code[sample, group, :, cell[:, 1], cell[:, 0]]
         boxes = decode_boxes(code, anchors(cell, self.grid), self.grid, self.label[channel], score)
-        rival = sample * len(self.sizes) + group
-        kept = nms(cuboids(boxes)[:, [0, 1, 3, 4, 6]], score, self.overlap, rival, self.least_score)
-        return per_frame(boxes.select(kept), sample[kept], len(raw.logits))
+        return Candidates(boxes, sample, sample * len(self.sizes) + group)

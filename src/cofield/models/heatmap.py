@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cofield.classes import Classes
 from cofield.frame import Batch, Boxes
 from cofield.grid import BoxGrid, Grid
+from cofield.ops.boxes import cuboids, nms
 
 CODE = 10  # x y in cells from the anchor, z, log l w h, sin and cos of the yaw, vx vy
 VELOCITY_WEIGHT = 0.2  # of one number's error against another's
@@ -29,6 +30,22 @@ class Placed:
     def select(self, which: Bool[Tensor, "n"] | Int[Tensor, "m"]) -> "Placed":
         """The rows at the given places."""
         return Placed(self.boxes.select(which), self.sample[which], self.channel[which], self.cell[which])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The boxes that a head says, before any is suppressed: each with its frame, and a number that rivals share."""
+
+    boxes: Boxes
+    sample: Int[Tensor, "n"]
+    rival: Int[Tensor, "n"]
+
+    def kept(self, frames: int, overlap: float, least_score: float) -> tuple[Boxes, ...]:
+        """The boxes of every frame that score enough and that no surer rival overlaps too much, surest first."""
+        score = self.boxes.score
+        assert score is not None
+        best = nms(cuboids(self.boxes)[:, [0, 1, 3, 4, 6]], score, overlap, self.rival, least_score)
+        return per_frame(self.boxes.select(best), self.sample[best], frames)
 
 
 def ground_plan(grid: Grid) -> BoxGrid:

@@ -16,6 +16,7 @@ from cofield.models.blocks import Layers, Norm, mlp
 from cofield.models.field import waves
 from cofield.models.heatmap import (
     CODE,
+    Candidates,
     anchors,
     cautious,
     channels_of,
@@ -29,7 +30,7 @@ from cofield.models.heatmap import (
     per_frame,
     placed,
 )
-from cofield.ops.boxes import cuboids, iou_3d, nms
+from cofield.ops.boxes import cuboids, iou_3d
 
 CROWDED = ("pedestrian", "traffic_cone", "Pedestrian", "Cyclist")
 OCTAVES = 6
@@ -196,15 +197,17 @@ class TransFusion(nn.Module):
         return torch.as_tensor(query, device=place.device), torch.as_tensor(box, device=place.device)
 
     def decode(self, raw: Queries) -> tuple[Boxes, ...]:
-        """The boxes of every frame, surest first: as sure as both the peak and its query are of the peak's class."""
+        """The boxes of every frame, surest first."""
+        return self.candidates(raw).kept(len(raw.score), self.overlap, self.least_score)
+
+    def candidates(self, raw: Queries) -> Candidates:
+        """A box of every query, as sure as both the peak and its query are of the peak's class; these are rivals."""
         score = raw.score * raw.logits.sigmoid().gather(-1, raw.channel[..., None])[..., 0]
         sample = torch.arange(len(score), device=score.device)[:, None].expand_as(score)
         score, sample, channel = score.flatten(), sample.flatten(), raw.channel.flatten()
         anchor = anchors(raw.cell.flatten(0, 1), self.grid)
         boxes = decode_boxes(raw.code.flatten(0, 1), anchor, self.grid, self.label[channel], score)
-        rival = sample * len(self.label) + channel
-        kept = nms(cuboids(boxes)[:, [0, 1, 3, 4, 6]], score, self.overlap, rival, self.least_score)
-        return per_frame(boxes.select(kept), sample[kept], len(raw.score))
+        return Candidates(boxes, sample, sample * len(self.label) + channel)
 
     def _everywhere(self, device: torch.device) -> Float[Tensor, "n 2"]:
         """Each cell's place between 0 and 1 along x and y, in the order of rows."""

@@ -34,15 +34,17 @@ def sample(
     return _rows(table, index, weight.to(table.dtype))
 
 
-@torch.library.custom_op("cofield::rows", mutates_args=())
-def _rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def bag(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Σ_k weight[n, k] · table[index[n, k]]."""
     return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
 
 
+_rows = torch.library.custom_op("cofield::rows", bag, mutates_args=())
+
+
 @_rows.register_fake
 def _(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    return table.new_empty(len(index), table.shape[1])
+    return table.new_empty(index.shape[0], table.shape[1])
 
 
 @torch.library.custom_op("cofield::rows_backward", mutates_args=())

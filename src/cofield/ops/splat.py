@@ -17,14 +17,17 @@ def splat(
     return _splat(share, features, cell, cells)
 
 
-@torch.library.custom_op("cofield::splat", mutates_args=())
-def _splat(share: Tensor, features: Tensor, cell: Tensor, cells: int) -> Tensor:
+def depth_by_depth(share: Tensor, features: Tensor, cell: Tensor, cells: int) -> Tensor:
+    """The sum of `splat`, one bin of all pixels after the other."""
     # One row more, for what falls outside; it is cut off.
     out = features.new_zeros(cells + 1, features.shape[1])
     place = torch.where(cell < 0, cells, cell)
     for depth in range(share.shape[1]):
         out.index_add_(0, place[:, depth], share[:, depth, None] * features)
     return out[:cells].clone()
+
+
+_splat = torch.library.custom_op("cofield::splat", depth_by_depth, mutates_args=())
 
 
 @_splat.register_fake
