@@ -205,6 +205,21 @@ def test_a_late_exposure_moves_the_camera_with_the_car():
     torch.testing.assert_close(camera.depth, later.depth)
 
 
+def test_a_name_tells_what_is_changed_of_the_sensors():
+    source = open_source("world:tiny@report+beams=4+range=12.5+delay=0.1", split="val")
+    assert isinstance(source, World)
+    assert source.name == "world:tiny@report+beams=4+range=12.5+delay=0.1"
+    plain, frame = world(), source[7]
+    assert frame.token == plain[7].token
+    assert [camera.time for camera in frame.cameras] == pytest.approx([frame.time + 0.1] * 4)
+    assert len(frame.points) < len(plain[7].points) / 2
+    assert 11 < (frame.points.xyz_ego - frame.origins_ego[0]).norm(dim=-1).max() < 13
+    with pytest.raises(ValueError, match=r"'beams=many' is no change of a world's sensors: invalid literal"):
+        open_source("world:tiny+beams=many")
+    with pytest.raises(ValueError, match=r"'spin=2' is no change of a world's sensors: .* beams=16, range=30"):
+        open_source("world:tiny+spin=2")
+
+
 def test_sweeps_are_older_and_start_elsewhere():
     frame = world(sweeps=3, period=0.1)[9]
     assert sorted(set(frame.points.age.tolist())) == pytest.approx([0.0, 0.1, 0.2])

@@ -19,7 +19,8 @@ from cofield.grid import CylinderGrid
 from cofield.train.build import build_finetuning
 from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
 from cofield.train.methods import METHODS, with_method
-from cofield.train.recipes import cylinder, recipe
+from cofield.train.recipes import recipe
+from cofield.train.roads import cylinder
 from cofield.train.run import finetune
 from cofield.train.semi import SemiSegment, Supplies, commonest, inclination, interleaved, scans_of, supplied, total
 from cofield.train.sweep import Sweep, cells, configured
@@ -309,8 +310,8 @@ def test_pseudo_labels_of_the_world_are_scored_against_its_truth(tmp_path: Path)
 
 
 def test_methods_are_the_cells_of_a_sweep_and_differ_in_nothing_but_themselves() -> None:
-    base = config()
-    plan = cells(Sweep(fractions=(0.2,), seeds=1, inits=tuple(METHODS)), 7)
+    base = config(pseudo=Pseudo())
+    plan = cells(Sweep(fractions=(0.2,), seeds=(0,), inits=tuple(METHODS)), 7)
     runs = {cell.init: configured(base, cell) for cell in plan}
     assert set(runs) == set(METHODS)
     same = {replace(run, semi=base.semi, pseudo=base.pseudo) for run in runs.values() if isinstance(run, SegmentTuning)}
@@ -320,6 +321,29 @@ def test_methods_are_the_cells_of_a_sweep_and_differ_in_nothing_but_themselves()
         with_method(recipe("map:world:small"), "nerf-exact")
     with pytest.raises(ValueError, match="no method is called 'magic'"):
         with_method(base, "magic")
+    with pytest.raises(ValueError, match="no cell is called magic; there is scratch, pretrained"):
+        Sweep(inits=("magic",))
+
+
+def test_an_ablation_is_a_cell_of_the_same_sweep() -> None:
+    base = config()
+    names = ("nerf-exact", "nerf-exact+pseudo.threshold=none", "nerf-exact+pseudo.samples=16+semi.ramp=[0.1,0.5]")
+    cell, off, other = cells(Sweep(fractions=(0.2,), seeds=(3,), inits=names), 7)
+    assert off.name == "nerf-exact+pseudo.threshold=none-0.2-frames-seed3"
+    plain, runs = configured(base, cell), [configured(base, each) for each in (off, other)]
+    assert isinstance(plain, SegmentTuning)
+    assert runs[0] == replace(plain, pseudo=replace(plain.pseudo, threshold=None))
+    assert runs[1] == replace(
+        plain, pseudo=replace(plain.pseudo, samples=16), semi=replace(plain.semi, ramp=(0.1, 0.5))
+    )
+    for change, words in {
+        "pseudo.treshold=1": r"has no field pseudo.treshold; cofield recipes NAME prints them",
+        "pseudo.samples=many": "'pseudo.samples=many': Input should be a valid integer",
+        "pseudo.samples": "write FIELD=VALUE",
+        "optim.steps=9": "changes what the sweep itself sets by --seeds, --fractions, --steps",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            configured(base, replace(cell, init=f"nerf-exact+{change}"))
 
 
 @pytest.mark.slow

@@ -93,7 +93,9 @@ def test_the_trunk_makes_a_difference_from_the_first_step_and_the_seed_pairs_the
 
 
 def test_a_sweep_is_every_combination_once() -> None:
-    plan = Sweep((0.5, 1.0), seeds=2, inits=("scratch", "pretrained", "scratch-equal-compute"), trunks=("a", "runs/b"))
+    plan = Sweep(
+        (0.5, 1.0), seeds=(0, 1), inits=("scratch", "pretrained", "scratch-equal-compute"), trunks=("a", "runs/b")
+    )
     every = cells(plan, steps=10)
     assert len(every) == len({cell.name for cell in every}) == 2 * 2 * (1 + 2 + 1)
     assert {cell.steps for cell in every if cell.init == "scratch-equal-compute"} == {plan.equal_steps}
@@ -115,7 +117,7 @@ def test_a_sweep_writes_a_file_per_cell_and_goes_on_where_it_stopped(
         return {"miou": 0.1 * len(done), "vehicle": 0.5}
 
     monkeypatch.setattr(sweep, "finetune", pretend)
-    plan = Sweep((0.5,), seeds=3, inits=("scratch",))
+    plan = Sweep((0.5,), seeds=(0, 1, 2), inits=("scratch",))
     left = run_sweep(tuning(), plan, tmp_path / "results", tmp_path / "runs")
     assert [cell.seed for cell in left] == [2]
     done.clear()
@@ -126,6 +128,20 @@ def test_a_sweep_writes_a_file_per_cell_and_goes_on_where_it_stopped(
     assert [row["value"] for row in rows if row["metric"] == "miou"] == [0.1, 0.2, 0.1]
     assert {"task", "source", "fraction", "split", "init", "seed", "metric", "value"} <= set(rows[0])
     assert not list((tmp_path / "results").glob(".*"))
+    longer = replace(tuning(), optim=replace(tuning().optim, steps=5))
+    with pytest.raises(ValueError, match=r"seed0\.json has steps 4, this sweep 5; choose another NAME"):
+        run_sweep(longer, plan, tmp_path / "results", tmp_path / "runs")
+
+
+def test_cells_of_other_sensors_are_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "finetune", lambda config, folder: {"miou": 0.5})
+    for source in ("world:small@report", "world:small@report+delay=0.1"):
+        base = tuning(data=Data(source=source))
+        assert run_sweep(base, Sweep((0.5,), seeds=(2,), inits=("scratch",)), tmp_path, tmp_path) == []
+    assert {row["cell"]: row["source"] for row in read_results(tmp_path)} == {
+        "scratch-0.5-frames-seed2": "world:small@report",
+        "scratch-0.5-frames-seed2+delay=0.1": "world:small@report+delay=0.1",
+    }
 
 
 def test_a_cell_that_another_process_holds_is_left_to_it_and_one_of_a_dead_process_is_not(tmp_path: Path) -> None:
@@ -140,6 +156,10 @@ def test_a_cell_that_another_process_holds_is_left_to_it_and_one_of_a_dead_proce
     lock.write_text(f"{os.uname().nodename} {gone}")
     with claimed(lock) as third:
         assert third
+        sweep._give_up(lock)
+        assert lock.exists(), "the lock of a living process stays"
+    assert not list(tmp_path.iterdir())
+    sweep._give_up(lock)
 
 
 def test_an_interval_is_students() -> None:

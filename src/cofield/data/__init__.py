@@ -56,10 +56,10 @@ FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 
 
 def open_source(name: str, root: Path | str | None = None, split: str = "train", sweeps: int | None = None) -> Source:
-    """The source called `name`: `world:PRESET[@TOWN]`, or a data set in the folder `root`.
+    """The source called `name`: `world:PRESET[@TOWN][+SENSORS]`, or a data set in the folder `root`.
 
-    Data sets are nuscenes[:VERSION], kitti, semantickitti and scribblekitti. Without a version nuScenes is the only
-    one that is there, or else v1.0-trainval.
+    SENSORS of a world are changes as `beams=16+delay=0.1` (see `rig.varied`). Data sets are nuscenes[:VERSION], kitti,
+    semantickitti and scribblekitti. Without a version nuScenes is the only one that is there, or else v1.0-trainval.
 
     Args:
         sweeps: earlier LiDAR sweeps to add to each frame's own; None is what the source does by itself.
@@ -69,10 +69,11 @@ def open_source(name: str, root: Path | str | None = None, split: str = "train",
         case "world":
             from cofield.data.simulate import World
 
-            preset, _, town = rest.partition("@")
+            place, _, sensors = rest.partition("+")
+            preset, _, town = place.partition("@")
             if sweeps is not None:
                 raise ValueError(f"the sweeps of a world are its preset's; leave them out for {name}")
-            return World(preset, town=town or "tune", split=split)
+            return World(preset, town=town or "tune", split=split, sensors=sensors)
         case "nuscenes" | "kitti" | "semantickitti" | "scribblekitti":
             from cofield.data.folders import open_folder
 

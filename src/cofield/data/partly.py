@@ -13,7 +13,7 @@ from torch import Tensor
 from cofield.classes import UNKNOWN
 from cofield.data import Source, Wrapped
 from cofield.data.segment_cache import SegmentCache
-from cofield.data.segments import Segmenter
+from cofield.data.segments import Segmenter, described
 from cofield.data.simulate import World
 from cofield.data.stored import Stored, cache_folder, code_edition
 from cofield.frame import Batch, Camera, Frame
@@ -158,7 +158,7 @@ def aside_of(source: Source, segmenter: Segmenter | None, folder: Path | None) -
         name = f"{source.name}-{what}".replace(":", "-").replace("@", "-")
         return SegmentCache(place or cache_folder() / "segments" / f"{name}-{code_edition()}", source.name, by)
 
-    segments = None if segmenter is None else kept(type(segmenter).__name__, segmenter, folder)
+    segments = None if segmenter is None else kept("-".join(map(str, described(segmenter).values())), segmenter, folder)
     truth = Truth(kept("truth", Semantics())) if isinstance(_innermost(whole), World) else None
     return Aside(whole, segments, folder is None, truth)
 

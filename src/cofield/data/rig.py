@@ -1,6 +1,6 @@
 """What a synthetic car carries, and the four presets: sensors, volume, map, number of scenes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, radians, sin
 
 import torch
@@ -93,6 +93,26 @@ class Rig:
                 "a frame needs at least one sweep of one slice and times that are not negative, "
                 f"got {self.sweeps} sweeps every {self.period} s, {self.slices} slices in {self.spin} s"
             )
+
+
+def varied(rig: Rig, sensors: str) -> Rig:
+    """The rig with other sensors: `beams=16`, `range=30` in metres, `delay=0.1` seconds of all cameras; + joins."""
+    for change in filter(None, sensors.split("+")):
+        name, _, text = change.partition("=")
+        try:
+            match name:
+                case "beams":
+                    rig = replace(rig, beams=int(text))
+                case "range":
+                    rig = replace(rig, max_range=float(text))
+                case "delay":
+                    late = [replace(mount, delay=mount.delay + float(text)) for mount in rig.cameras]
+                    rig = replace(rig, cameras=tuple(late))
+                case _:
+                    raise ValueError("sensors are varied by beams=16, range=30 (metres) and delay=0.1 (seconds)")
+        except ValueError as problem:
+            raise ValueError(f"{change!r} is no change of a world's sensors: {problem}") from problem
+    return rig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cofield.classes import DETECTION, LIDARSEG
 from cofield.data import shade
 from cofield.data.cast import Hits, Instant, Stage
 from cofield.data.ground import layers_of
-from cofield.data.rig import Mount, Rig, preset
+from cofield.data.rig import Mount, Rig, preset, varied
 from cofield.data.street import build
 from cofield.data.traffic import SLOW, inside
 from cofield.draw import counted_seed
@@ -54,17 +54,20 @@ class World:
 
     Args:
         rig: other sensors than the preset's, as `replace(world.rig, beams=64)`.
+        sensors: changes of them that its name tells, as `beams=16+delay=0.1`.
     """
 
-    def __init__(self, name: str, town: str = "tune", split: str = "train", rig: Rig | None = None) -> None:
+    def __init__(
+        self, name: str, town: str = "tune", split: str = "train", rig: Rig | None = None, sensors: str = ""
+    ) -> None:
         chosen = preset(name)
         if town not in TOWNS:
             raise ValueError(f"no town is called {town!r}; there is {', '.join(TOWNS)}")
         if split not in chosen.scenes:
             raise ValueError(f"no split is called {split!r}; there is {', '.join(chosen.scenes)}")
         self.preset, self.town, self.split = name, town, split
-        self.name = f"world:{name}@{town}"
-        self.rig = rig or chosen.rig
+        self.name = f"world:{name}@{town}" + f"+{sensors}" * bool(sensors)
+        self.rig = varied(rig or chosen.rig, sensors)
         self.grid, self.map_grid = chosen.grid, chosen.map_grid
         self.box_classes, self.point_classes = DETECTION, LIDARSEG
         self._scene_names = [f"{name}-{town}-{split}-{number:04d}" for number in range(chosen.scenes[split])]

@@ -1,29 +1,29 @@
-"""The ways to learn LiDAR segmentation from few labels that are compared, by name."""
+"""The ways to learn LiDAR segmentation from few labels that are compared, by name, and changes of a configuration."""
 
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any
 
-from cofield.train.config import Finetuning, SegmentTuning
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
-Method = Literal[
-    "supervised",
-    "nerf-exact",
-    "nerf-felzenszwalb",
-    "nerf-pixels",
-    "nerf-exact-cautious",
-    "projection",
-    "projection-consistent",
-    "teacher-mixing",
-    "nerf-exact-mixing",
-]
+from cofield.train.config import Finetuning, SegmentTuning, flat
+
+EVERYTHING = {"threshold": None, "voters": 1, "smallest": 1}  # of `pseudo`: the confidence sampler is off
 # What each changes in the groups `semi` and `pseudo`.
-METHODS: dict[Method, tuple[dict[str, Any], dict[str, Any]]] = {
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "supervised": ({"method": "supervised"}, {}),
     "nerf-exact": ({"method": "nerf"}, {"segmenter": "exact"}),
-    "nerf-felzenszwalb": ({"method": "nerf"}, {"segmenter": "felzenszwalb"}),
-    "nerf-pixels": ({"method": "nerf"}, {"segmenter": "pixels"}),
+    "nerf-exact-unsifted": ({"method": "nerf"}, {"segmenter": "exact"} | EVERYTHING),
     "nerf-exact-cautious": ({"method": "nerf"}, {"segmenter": "exact", "caution": 0.5}),
+    "nerf-felzenszwalb": ({"method": "nerf"}, {"segmenter": "felzenszwalb"}),
+    "nerf-felzenszwalb-fine": ({"method": "nerf"}, {"segmenter": "felzenszwalb-fine"}),
+    "nerf-felzenszwalb-coarse": ({"method": "nerf"}, {"segmenter": "felzenszwalb-coarse"}),
+    "nerf-pixels": ({"method": "nerf"}, {"segmenter": "pixels"}),
+    "nerf-pixels-unsifted": ({"method": "nerf"}, {"segmenter": "pixels"} | EVERYTHING),
     "projection": ({"method": "projection"}, {"segmenter": "exact"}),
+    "projection-unsifted": ({"method": "projection"}, {"segmenter": "exact"} | EVERYTHING),
+    "projection-pixels": ({"method": "projection"}, {"segmenter": "pixels"}),
+    "projection-pixels-unsifted": ({"method": "projection"}, {"segmenter": "pixels"} | EVERYTHING),
     "projection-consistent": ({"method": "projection-consistent"}, {"segmenter": "exact"}),
     "teacher-mixing": ({"method": "supervised", "mixing": 0.5}, {}),
     "nerf-exact-mixing": ({"method": "nerf", "mixing": 0.5}, {"segmenter": "exact"}),
@@ -38,5 +38,28 @@ def with_method(base: Finetuning, name: str) -> SegmentTuning:
         raise ValueError(
             f"{name} learns segmentation from few labels, not the task {base.task}; take a lidarseg recipe"
         )
-    semi, pseudo = METHODS[cast(Method, name)]
+    semi, pseudo = METHODS[name]
     return replace(base, semi=replace(base.semi, **semi), pseudo=replace(base.pseudo, **pseudo))
+
+
+def with_changes(base: Finetuning, changes: str) -> Finetuning:
+    """The run with other fields: `pseudo.threshold=0.1`; + joins several, `none` is None, lists are as in YAML."""
+    for change in filter(None, changes.split("+")):
+        name, _, text = change.partition("=")
+        group, _, member = name.partition(".")
+        if not text:
+            raise ValueError(f"{change!r} is no change; write FIELD=VALUE, as pseudo.threshold=0.1")
+        if name not in flat(base):
+            raise ValueError(f"{change!r}: a {base.task} run has no field {name}; cofield recipes NAME prints them")
+        value = None if text == "none" else yaml.safe_load(text)
+        kind = TypeAdapter(type(base))
+        plain = kind.dump_python(base, mode="json")
+        if member:
+            plain[group][member] = value
+        else:
+            plain[group] = value
+        try:
+            base = kind.validate_python(plain, extra="forbid")
+        except ValidationError as problem:
+            raise ValueError(f"{change!r}: {problem.errors()[0]['msg']}") from problem
+    return base

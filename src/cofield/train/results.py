@@ -35,13 +35,15 @@ def write_results(path: Path, rows: list[Row], seconds: float, command: str | No
 
 def read_results(folder: Path) -> list[Row]:
     """The rows of every file in a folder; each knows its file as `cell`."""
-    rows = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            rows += [row | {"cell": path.stem} for row in json.loads(path.read_text())["rows"]]
-        except (ValueError, KeyError, TypeError) as problem:
-            raise ValueError(f"{path} holds no results ({problem}); it should have a list of rows") from problem
-    return rows
+    return [row for path in sorted(folder.glob("*.json")) for row in read_cell(path)]
+
+
+def read_cell(path: Path) -> list[Row]:
+    """The rows of one file."""
+    try:
+        return [row | {"cell": path.stem} for row in json.loads(path.read_text())["rows"]]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path} holds no results ({problem}); it should have a list of rows") from problem
 
 
 def commit() -> str:

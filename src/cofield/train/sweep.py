@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from cofield.data.fractions import Split
 from cofield.train.config import Finetuning
-from cofield.train.methods import METHODS, Method, with_method
-from cofield.train.results import write_results
+from cofield.train.methods import METHODS, with_changes, with_method
+from cofield.train.results import Row, read_cell, write_results
 from cofield.train.run import finetune
 from cofield.train.watch import say
 
-Init = Literal["scratch", "pretrained", "scratch-equal-compute", "scratch-converged"]
+STARTS = ("scratch", "pretrained", "scratch-equal-compute", "scratch-converged")
 
 
 @dataclass(frozen=True)
@@ -24,52 +23,68 @@ class Sweep:
     """What is varied.
 
     Args:
-        inits: where trunks start; or, of segmentation from few labels, the methods to compare.
+        seeds: which; cells of one seed see the same labels in the same order.
+        inits: where trunks start; or, of segmentation from few labels, the methods to compare. A + adds changes of the
+            configuration: `nerf-exact+pseudo.threshold=0.1+pseudo.samples=16`.
         trunks: pre-training runs; each `pretrained` cell is done once from each.
         equal_steps: of `scratch-equal-compute`: fine-tuning steps that take as long as pre-training and fine-tuning.
         converged_steps: of `scratch-converged`: so many that more do not help.
     """
 
     fractions: tuple[float, ...] = (0.01, 0.1)
-    seeds: int = 5
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     split: Split = "frames"
-    inits: tuple[Init | Method, ...] = ("scratch", "pretrained")
+    inits: tuple[str, ...] = ("scratch", "pretrained")
     trunks: tuple[str, ...] = ()
     equal_steps: int = 1600
     converged_steps: int = 3200
 
     def __post_init__(self) -> None:
-        if "pretrained" in self.inits and not self.trunks:
+        kinds = {kind_of(init) for init in self.inits}
+        if unknown := kinds - {*STARTS, *METHODS}:
+            raise ValueError(f"no cell is called {', '.join(unknown)}; there is {', '.join([*STARTS, *METHODS])}")
+        if "pretrained" in kinds and not self.trunks:
             raise ValueError("--trunks names the pre-training runs that the pretrained cells start from; it is empty")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep."""
+    """One run of a sweep.
+
+    Args:
+        sensors: of a synthetic world, what its name says of them; the same cell with others is another file.
+    """
 
     fraction: float
     split: Split
     seed: int
-    init: Init | Method
+    init: str
     trunk: str | None
     steps: int
+    sensors: str = ""
 
     @property
     def name(self) -> str:
         """The file that this cell's result is in."""
         origin = f"-from-{Path(self.trunk).name}" if self.trunk else ""
-        return f"{self.init}{origin}-{self.fraction:g}-{self.split}-seed{self.seed}"
+        sensors = f"+{self.sensors}" if self.sensors else ""
+        return f"{self.init}{origin}-{self.fraction:g}-{self.split}-seed{self.seed}{sensors}"
 
 
-def cells(sweep: Sweep, steps: int) -> list[Cell]:
+def kind_of(init: str) -> str:
+    """A start or method without what is changed of it."""
+    return init.partition("+")[0]
+
+
+def cells(sweep: Sweep, steps: int, sensors: str = "") -> list[Cell]:
     """Every run: seeds outermost, so that an unfinished sweep is complete for its first seeds."""
     lengths = {"scratch-equal-compute": sweep.equal_steps, "scratch-converged": sweep.converged_steps}
     return [
-        Cell(fraction, sweep.split, seed, init, trunk, lengths.get(init, steps))
-        for seed in range(sweep.seeds)
+        Cell(fraction, sweep.split, seed, init, trunk, lengths.get(kind_of(init), steps), sensors)
+        for seed in sweep.seeds
         for fraction in sweep.fractions
         for init in sweep.inits
-        for trunk in (sweep.trunks if init == "pretrained" else (None,))
+        for trunk in (sweep.trunks if kind_of(init) == "pretrained" else (None,))
     ]
 
 
@@ -79,9 +94,13 @@ def run_sweep(base: Finetuning, sweep: Sweep, out: Path, runs: Path) -> list[Cel
     Start as many as the machine has room for, on one `out` folder: a cell is claimed by a lock file, which is given up
     when its process is gone.
     """
-    every = cells(sweep, base.optim.steps)
+    source = base.data.source
+    every = cells(sweep, base.optim.steps, source.partition("+")[2] if source.startswith("world:") else "")
+    wanted = {cell: configured(base, cell) for cell in every}
     out.mkdir(parents=True, exist_ok=True)
-    for cell in every:
+    for cell, config in wanted.items():
+        check_done(out / f"{cell.name}.json", config)
+    for cell, config in wanted.items():
         target = out / f"{cell.name}.json"
         if target.exists():
             continue
@@ -90,29 +109,46 @@ def run_sweep(base: Finetuning, sweep: Sweep, out: Path, runs: Path) -> list[Cel
                 continue
             say(f"{cell.name}: {cell.steps} steps")
             began = time.monotonic()
-            scores = finetune(configured(base, cell), runs / cell.name)
+            scores = finetune(config, runs / cell.name)
             if scores is None:
                 break
-            write_results(target, rows(base, cell, scores), time.monotonic() - began)
+            write_results(target, rows(config, cell, scores), time.monotonic() - began)
     return [cell for cell in every if not (out / f"{cell.name}.json").exists()]
 
 
 def configured(base: Finetuning, cell: Cell) -> Finetuning:
     """The run of a cell: its labels and all its draws follow from its seed, so cells of one seed are paired."""
-    base = with_method(base, cell.init) if cell.init in METHODS else base
-    return replace(
+    kind, _, changes = cell.init.partition("+")
+    if kind in METHODS:
+        base = with_method(base, kind)
+    base = with_changes(base, changes)
+    config = replace(
         base,
         start=replace(base.start, trunk=cell.trunk),
         labels=replace(base.labels, fraction=cell.fraction, split=cell.split, seed=cell.seed),
         optim=replace(base.optim, steps=cell.steps, seed=cell.seed, validate_every=cell.steps, save_every=100),
     )
+    if with_changes(config, changes) != config:
+        raise ValueError(f"{cell.init} changes what the sweep itself sets by --seeds, --fractions, --steps or --trunks")
+    return config
 
 
-def rows(base: Finetuning, cell: Cell, scores: dict[str, float]) -> list[dict[str, object]]:
+def check_done(target: Path, config: Finetuning) -> None:
+    """Refuse a finished cell of that name that is of another source or length: it would be taken for this one."""
+    if not target.exists():
+        return
+    wanted = {"task": config.task, "source": config.data.source, "steps": config.optim.steps}
+    for name, value in wanted.items():
+        if found := {row.get(name) for row in read_cell(target)} - {value}:
+            has = ", ".join(map(str, found))
+            raise ValueError(f"{target} has {name} {has}, this sweep {value}; choose another NAME, or remove the file")
+
+
+def rows(config: Finetuning, cell: Cell, scores: dict[str, float]) -> list[Row]:
     """A row per measured value."""
     common = {
-        "task": base.task,
-        "source": base.data.source,
+        "task": config.task,
+        "source": config.data.source,
         "fraction": cell.fraction,
         "split": cell.split,
         "seed": cell.seed,
@@ -126,8 +162,7 @@ def rows(base: Finetuning, cell: Cell, scores: dict[str, float]) -> list[dict[st
 @contextmanager
 def claimed(lock: Path) -> Iterator[bool]:
     """Whether this process now holds the lock. The lock of a process that no longer runs on this host is taken over."""
-    if lock.exists() and not _alive(lock):
-        lock.unlink(missing_ok=True)
+    _give_up(lock)
     try:
         handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
@@ -141,8 +176,24 @@ def claimed(lock: Path) -> Iterator[bool]:
         lock.unlink(missing_ok=True)
 
 
-def _alive(lock: Path) -> bool:
-    host, _, process = lock.read_text().partition(" ")
+def _give_up(lock: Path) -> None:
+    """Remove the lock of a process that is gone."""
+    try:
+        holder = lock.read_text()
+        if _alive(holder):
+            return
+        aside = lock.with_name(f"{lock.name}.{os.getpid()}")
+        lock.rename(aside)
+    except FileNotFoundError:  # given up by its process, or by another one that saw the same
+        return
+    if aside.read_text() != holder:  # somebody has just taken it over: it is theirs
+        aside.rename(lock)
+    aside.unlink(missing_ok=True)
+
+
+def _alive(holder: str) -> bool:
+    """Whether the process that a lock names runs, as far as can be told from here."""
+    host, _, process = holder.partition(" ")
     if host != platform.node() or not process.isdigit() or os.name == "nt":
         return True
     try:
