@@ -169,6 +169,7 @@ def test_mixing_a_wide_volume_before_looking_up_is_mixing_what_was_looked_up() -
     before = found_at(field.narrow(Volume(wide, GRID)), xyz, of, octaves=2)[..., :4]
     looked_up = found_at(Volume(wide, GRID), xyz, of, octaves=2)[..., :12]
     mix = field.narrow.mix[0]
-    assert isinstance(mix, torch.nn.Conv3d) and mix.bias is not None
+    assert isinstance(mix, torch.nn.Conv3d)
+    assert mix.bias is not None
     weight, bias = mix.weight[:, :, 0, 0, 0], mix.bias
     torch.testing.assert_close(before, looked_up @ weight.mT + bias)

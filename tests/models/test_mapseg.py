@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from cofield.classes import DETECTION, MAP_LAYERS
+from cofield.data.augment import Augment
 from cofield.draw import generator
 from cofield.frame import Boxes, Maps, collate
 from cofield.grid import BoxGrid, CylinderGrid, Volume
 from cofield.models.mapseg import LAYERS, MapHead, Onto, footprint
 from cofield.train.build import seeded
+from cofield.train.config import Head, MapTuning
 from streets import GRID, frame
 
 
@@ -71,6 +73,26 @@ def test_frames_without_maps_or_on_another_raster_are_refused() -> None:
         model.encode(collate([coarse]))
     with pytest.raises(ValueError, match="a cylindrical trunk has none"):
         MapHead(8, CylinderGrid((0.0, -math.pi, 0.0), (1.0, math.pi / 4, 1.0), (4, 8, 2)))
+
+
+def test_of_a_wider_map_the_head_learns_the_middle_and_no_corner_is_empty_after_a_turn() -> None:
+    wish = Head(width=8, cells=20, cell=0.5, occupied=False)
+    run = MapTuning(GRID, head=wish, augment=Augment(turn=math.pi / 4, scale=(0.9, 1.1)))
+    wide, raster = run.map_grid, wish.raster(GRID)
+    assert wide is not None
+    assert raster is not None
+    assert wide.count[0] > raster.count[0]
+    assert wide.origin_ego == raster.origin_ego
+    everywhere = replace(frame("a"), maps=Maps(torch.ones(6, *wide.shape[1:], dtype=torch.bool), wide))
+    with seeded("head"):
+        model = MapHead(8, GRID, width=8, raster=raster, occupied=False)
+    for epoch in range(8):
+        assert model.encode(collate([run.augment(everywhere, epoch)])).all()
+    x = raster.centres()[0, :, :, 0]
+    marked = torch.zeros(6, *wide.shape[1:], dtype=torch.bool)
+    marked[:, :, wide.count[0] // 2 :] = True
+    truth = model.encode(collate([replace(frame("a"), maps=Maps(marked, wide))]))
+    assert torch.equal(truth[0, 0], x > raster.origin_ego[0])
 
 
 def test_the_focal_loss_is_the_cross_entropy_at_gamma_zero_and_less_otherwise() -> None:

@@ -188,3 +188,12 @@ def test_width_is_what_the_model_says() -> None:
     assert trunk().fuse(
         [Volume(torch.zeros(1, 8, 5, 16, 24), GRID), Volume(torch.zeros(1, 8, 5, 16, 24), GRID)]
     ).features.shape == (1, 8, 5, 16, 24)
+
+
+@pytest.mark.parametrize("lift", ["mean", "depth"])
+def test_a_trunk_of_cameras_alone_knows_no_points(lift: str) -> None:
+    alone, both = trunk(lidar="none", lift=lift, fuse="conv"), trunk(lift=lift, fuse="conv")
+    batch = collate([frame("a")])
+    nothing = batch.select_points(torch.zeros(len(batch.points), dtype=torch.bool))
+    assert torch.equal(alone(batch).features, alone(nothing).features)
+    assert not torch.equal(both(batch).features, both(nothing).features)

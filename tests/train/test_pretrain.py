@@ -5,7 +5,7 @@ import torch
 
 from cofield.frame import Batch, collate
 from cofield.train.build import build_finetuning, build_pretraining
-from cofield.train.config import Pretraining
+from cofield.train.config import Finetuning, Pretraining
 from cofield.train.losses import Term, Weights, total
 from cofield.train.recipes import RECIPES, recipe
 from cofield.train.tasks import Pretrain
@@ -135,13 +135,40 @@ def test_terms_of_weight_zero_are_not_computed() -> None:
     assert len(views) == 2
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# One recipe of each shape: others differ in data, schedule and what is hidden.
+SHAPES = {str((type(made), made.grid, made.model, getattr(made, "head", None))): name for name, make in RECIPES.items()
+          if (made := make())}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES.values())
 def test_every_recipe_builds_the_same_weights_every_time(name: str) -> None:
     chosen = recipe(name)
     build = build_pretraining if isinstance(chosen, Pretraining) else build_finetuning
     task, again = build(chosen), build(chosen)
     assert sum(weight.numel() for weight in task.parameters()) > 1e5
     assert all(torch.equal(a, b) for a, b in zip(task.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_recipe_of_one_sensor_is_its_parent_with_the_other_left_out() -> None:
+    for name, make in RECIPES.items():
+        for sensor, other in (("camera", "lidar"), ("lidar", "camera")):
+            if name.endswith(f"-{sensor}"):
+                parent, alone = recipe(name.removesuffix(f"-{sensor}")), make()
+                assert getattr(alone.model, other) == "none"
+                assert alone.model == replace(parent.model, **{other: "none"})
+                assert (alone.grid, alone.data, alone.optim) == (parent.grid, parent.data, parent.optim)
+
+
+def test_what_pretraining_hands_over_fits_what_is_tuned() -> None:
+    """A trunk is built from grid, model and patch: those of a recipe for tuning are those of one for pre-training."""
+    trunks = {
+        (made.grid, made.model, made.mask.patch) for name in RECIPES if isinstance(made := recipe(name), Pretraining)
+    }
+    for name in RECIPES:
+        if name.startswith(("map:", "boxes:", "points:")):
+            tuned = recipe(name)
+            assert isinstance(tuned, Finetuning)
+            assert (tuned.grid, tuned.model, tuned.patch) in trunks, name
 
 
 def test_a_recipe_that_does_not_exist_is_named() -> None:

@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from cofield.classes import Classes
 from cofield.frame import Frame
+from cofield.grid import BoxGrid
 
 
 @runtime_checkable
@@ -55,7 +56,13 @@ class Wrapped:
 FOLDERS = ("nuscenes", "kitti", "semantickitti", "scribblekitti")
 
 
-def open_source(name: str, root: Path | str | None = None, split: str = "train", sweeps: int | None = None) -> Source:
+def open_source(
+    name: str,
+    root: Path | str | None = None,
+    split: str = "train",
+    sweeps: int | None = None,
+    map_grid: BoxGrid | None = None,
+) -> Source:
     """The source called `name`: `world:PRESET[@TOWN][+SENSORS]`, or a data set in the folder `root`.
 
     SENSORS of a world are changes as `beams=16+delay=0.1` (see `rig.varied`). Data sets are nuscenes[:VERSION], kitti,
@@ -63,6 +70,7 @@ def open_source(name: str, root: Path | str | None = None, split: str = "train",
 
     Args:
         sweeps: earlier LiDAR sweeps to add to each frame's own; None is what the source does by itself.
+        map_grid: where nuScenes draws the map; None is no map. Worlds have their preset's, other data sets none.
     """
     kind, _, rest = name.partition(":")
     match kind:
@@ -79,6 +87,6 @@ def open_source(name: str, root: Path | str | None = None, split: str = "train",
 
             if root is None:
                 raise ValueError(f"{kind} is read from a folder: say which, with --root")
-            return open_folder(kind, Path(root), split, rest or None, sweeps=sweeps)
+            return open_folder(kind, Path(root), split, rest or None, sweeps=sweeps, map_grid=map_grid)
         case _:
             raise ValueError(f"no source is called {name!r}; there is world:PRESET, {', '.join(FOLDERS)}")

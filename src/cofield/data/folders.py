@@ -12,6 +12,7 @@ from cofield.data.kitti_tracking import KittiTracking
 from cofield.data.nuscenes import NuScenes
 from cofield.data.semantickitti import SemanticKitti
 from cofield.frame import Frame
+from cofield.grid import BoxGrid
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def open_folder(
     version: str | None = None,
     scale: float = 1.0,
     sweeps: int | None = None,
+    map_grid: BoxGrid | None = None,
 ) -> Folder:
     """The data set called `name` below `root`, with every camera that is there.
 
@@ -39,12 +41,14 @@ def open_folder(
         version: of nuScenes; None is the only one there is, or else v1.0-trainval.
         scale: of the images, 0..1.
         sweeps: earlier LiDAR sweeps to add; None for none. KITTI's object frames have none to add.
+        map_grid: where nuScenes draws the map; the others have none.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; say where the data set is")
     match name:
         case "nuscenes":
-            return NuScenes(root, split, version or _only_version(root), sweeps=sweeps or 0, scale=scale)
+            version = version or _only_version(root)
+            return NuScenes(root, split, version, sweeps=sweeps or 0, map_grid=map_grid, scale=scale)
         case "kitti":
             if sweeps:
                 raise ValueError(f"KITTI's frames have no earlier sweeps to add, but {sweeps} were asked for")

@@ -11,6 +11,7 @@ from cofield.frame import Batch
 from cofield.geometry import transform
 from cofield.grid import Grid, Volume
 from cofield.models.blocks import Layers, Norm, Residual, normalised
+from cofield.ops.precision import precise
 from cofield.ops.splat import splat
 from cofield.ops.voxelize import nearest
 
@@ -67,20 +68,27 @@ class Lift(nn.Module):
 
     Args:
         stride: image pixels per feature pixel.
+        depth_input: help from the visible points; without it, the camera alone.
     """
 
-    def __init__(self, camera_width: int, stride: int, grid: Grid, width: int, bins: DepthBins) -> None:
+    def __init__(
+        self, camera_width: int, stride: int, grid: Grid, width: int, bins: DepthBins, depth_input: bool = True
+    ) -> None:
         super().__init__()
         self.grid, self.bins, self.stride, self.width = grid, bins, stride, width
         self.shown = width - 1
-        self.depth = Layers(
-            nn.Conv2d(2, 16, 5, stride=stride // 2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
+        self.depth = (
+            Layers(
+                nn.Conv2d(2, 16, 5, stride=stride // 2, padding=2),
+                nn.ReLU(),
+                nn.Conv2d(16, 32, 3, stride=2, padding=1),
+                nn.ReLU(),
+            )
+            if depth_input
+            else None
         )
         self.head = Layers(
-            nn.Conv2d(camera_width + 32, camera_width, 3, padding=1),
+            nn.Conv2d(camera_width + (32 if depth_input else 0), camera_width, 3, padding=1),
             Residual(camera_width),
             nn.ReLU(),
             nn.Conv2d(camera_width, bins.count + width - 5, 1),
@@ -100,8 +108,11 @@ class Lift(nn.Module):
         self, features: Float[Tensor, "b n c h w"], batch: Batch, visible: Bool[Tensor, "b n height width"]
     ) -> Frusta:
         """What each feature pixel shows, learned and visible, and how much of it at each depth."""
-        hints = self.depth(depth_image(batch, self.bins).flatten(0, 1))
-        out = self.head(torch.cat([features.flatten(0, 1), hints.to(features.dtype)], 1)).float()
+        known = features.flatten(0, 1)
+        if self.depth is not None:
+            hints = self.depth(depth_image(batch, self.bins).flatten(0, 1))
+            known = torch.cat([known, hints.to(known.dtype)], 1)
+        out = precise(self.head(known))
         share = out[:, : self.bins.count].softmax(1)
         content = torch.cat([out[:, self.bins.count :], self._colours(batch, visible)], 1)
         views = features.shape[:2]
@@ -176,7 +187,7 @@ class DepthHead(nn.Module):
         if self.stem is not None:
             hints = self.stem(depth_image(batch, self.bins).flatten(0, 1))
             known = torch.cat([hints.to(known.dtype), known], 1)
-        out = self.head(known).float().unflatten(0, features.shape[:2])
+        out = precise(self.head(known)).unflatten(0, features.shape[:2])
         return Frusta(out[:, :, : self.bins.count].softmax(2), out[:, :, self.bins.count :], self.bins, self.stride)
 
 
@@ -236,7 +247,7 @@ class DepthLSS(nn.Module):
         if self.mean:
             total = total[:, :-1] / (total[:, -1:] + FAINT)
         layers = total.view(len(batch) * depth, rows, columns, -1).permute(0, 3, 1, 2)
-        volume = self.down(layers).float().unflatten(0, (len(batch), depth)).transpose(1, 2)
+        volume = precise(self.down(layers)).unflatten(0, (len(batch), depth)).transpose(1, 2)
         return Volume(volume, self.grid)
 
 

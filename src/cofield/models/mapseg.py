@@ -69,14 +69,18 @@ class MapHead(nn.Module):
         boxes = [each for each in batch.boxes if each is not None] if occupied else []
         if batch.maps is None or (occupied and len(boxes) < len(batch)):
             raise ValueError(f"map segmentation needs frames with maps{' and boxes' * occupied}; these have none")
-        if batch.maps.shape[-2:] != self.grid.shape[1:]:
+        # A wider map has the same middle: it is there for augmentation to turn in.
+        beyond = [have - want for have, want in zip(batch.maps.shape[-2:], self.grid.shape[1:], strict=True)]
+        if any(cells < 0 or cells % 2 for cells in beyond):
             raise ValueError(
                 f"the frames' maps are {list(batch.maps.shape[-2:])} cells, the head's {list(self.grid.shape[1:])}; "
                 f"open the source with map_grid {self.grid.describe()}"
             )
+        top, left = (cells // 2 for cells in beyond)
+        maps = batch.maps[..., top : top + self.grid.shape[1], left : left + self.grid.shape[2]]
         if not occupied:
-            return batch.maps
-        return torch.cat([batch.maps, torch.stack([footprint(each, self.grid) for each in boxes])], 1)
+            return maps
+        return torch.cat([maps, torch.stack([footprint(each, self.grid) for each in boxes])], 1)
 
     def loss(self, logits: Float[Tensor, "b m y x"], truth: Bool[Tensor, "b m y x"]) -> Float[Tensor, ""]:
         """Focal cross-entropy, the mean over cells summed over layers: easy cells, which are most, count little."""

@@ -47,11 +47,13 @@ def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
     if model.camera != "none":
         encoder = build_camera(model)
         bins = DepthBins(model.bin_lower, model.bin_step, model.bins)
+        shown = model.lidar != "none"  # A trunk of cameras alone is one that knows no points.
         if model.lift == "mean":
-            lift, width = Lift(encoder.width, encoder.stride, grid, model.width, bins), model.width
+            width = model.width
+            lift = Lift(encoder.width, encoder.stride, grid, width, bins, depth_input=shown)
         else:
-            seen, width = model.lift == "depth", model.lift_width
-            lift = DepthLSS(encoder.width, encoder.stride, grid, width, bins, depth_input=seen, norm=model.norm)
+            shown, width = shown and model.lift == "depth", model.lift_width
+            lift = DepthLSS(encoder.width, encoder.stride, grid, width, bins, depth_input=shown, norm=model.norm)
         camera = CameraBranch(MaskToken(patch), encoder, lift)
         widths.append(width)
     match model.lidar:
@@ -142,8 +144,8 @@ def build_finetuning(config: Finetuning) -> Supervised:
     with seeded(config.optim.seed, "head"):
         match config:
             case MapTuning(head=wish):
-                head = MapHead(config.model.width, config.grid, wish.width, wish.finer, wish.gamma, wish.balance)
-                return MapSegment(trunk, head, optim)
+                shape = (wish.width, wish.finer, wish.gamma, wish.balance, wish.raster(config.grid), wish.occupied)
+                return MapSegment(trunk, MapHead(config.model.width, config.grid, *shape), optim)
             case BoxTuning(head=wish):
                 kind = KittiDetect if wish.classes == KITTI.space else NuScenesDetect
                 return kind(trunk, build_box_head(wish, config.model.width, config.grid), optim)

@@ -1,5 +1,6 @@
 """What a run is: plain data, written beside its results so that it can be repeated exactly."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,7 +52,8 @@ class Model:
         weights: of swin-t or resnet50: a local folder or a name on the hub; None starts at random.
         recompute: compute swin-t's and resnet50's layers again on the way back, to save memory.
         norm: of the papers' parts; what the other parts have is always per group.
-        lift: means and visible colours (`mean`), or the released lift with or without the visible points' depth.
+        lift: means and visible colours (`mean`), or the released lift with or without the visible points' depth. With
+            lidar none no lift is told of points.
         lift_width: channels of the released lift.
         fuse: residual (ours), or what the papers compare: conv, add, attention.
         width: channels of the shared volume.
@@ -177,12 +179,26 @@ class Head:
         finer: raster cells along one cell of the trunk's grid.
         gamma: of the focal loss; 0 is plain cross-entropy.
         balance: the most that a layer's positive cells may weigh against its negative ones.
+        cells, cell: a raster of its own: cells along each side of a square around the trunk's zero, and their size in
+            metres. 0 cells is the trunk's grid made finer.
+        occupied: whether to say where vehicles and pedestrians stand, beside the six layers.
     """
 
     width: int = 64
     finer: int = 2
     gamma: float = 2.0
     balance: float = 1.0
+    cells: int = 0
+    cell: float = 0.5
+    occupied: bool = True
+
+    def raster(self, grid: BoxGrid) -> BoxGrid | None:
+        """The head's own raster on a trunk's grid, None if it is that grid made finer."""
+        if not self.cells:
+            return None
+        flat, reach = grid.flat(), self.cells * self.cell / 2
+        lower, cell = (-reach, -reach, flat.lower[2]), (self.cell, self.cell, flat.cell[2])
+        return BoxGrid(lower, cell, (self.cells, self.cells, 1), grid.origin_ego)
 
 
 @dataclass(frozen=True)
@@ -262,6 +278,11 @@ class Finetuning:
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
 
+    @property
+    def map_grid(self) -> BoxGrid | None:
+        """Where frames need a map; None if they need none, or the one that their source has by itself."""
+        return None
+
 
 @dataclass(frozen=True)
 class MapTuning(Finetuning):
@@ -270,6 +291,19 @@ class MapTuning(Finetuning):
     grid: BoxGrid
     task: Literal["map"] = "map"
     head: Head = field(default_factory=Head)
+
+    @property
+    def map_grid(self) -> BoxGrid | None:
+        """The head's own raster, as much wider as augmentation turns, shrinks and shifts in."""
+        raster = self.head.raster(self.grid)
+        if raster is None:
+            return None
+        change, reach = self.augment, self.head.cells * self.head.cell / 2
+        turn = min(change.turn, math.pi / 4)
+        # A shift is normal: three deviations are hardly ever left.
+        wide = reach * (math.cos(turn) + math.sin(turn)) / change.scale[0] + 3 * change.shift
+        cells = self.head.cells + 2 * math.ceil((wide - reach) / self.head.cell - 1e-6)
+        return replace(self.head, cells=cells).raster(self.grid)
 
 
 @dataclass(frozen=True)

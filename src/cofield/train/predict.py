@@ -213,7 +213,7 @@ def _opened(
 ) -> tuple[Finetuning, Supervised, Source, list[int]]:
     config, task = open_finetuned(folder)
     root = root or (None if config.data.root is None else Path(config.data.root))
-    found = open_source(source or config.data.source, root, split, config.data.sweeps)
+    found = open_source(source or config.data.source, root, split, config.data.sweeps, config.map_grid)
     found = prepared(found, config.augment)
     found = SkipBroken(found) if skip_broken else found
     return config, task, found, spread(len(found), frames or len(found))

@@ -25,6 +25,7 @@ from cofield.data.partly import PartlyLabelled
 from cofield.data.paste import Objects, Pasting, collect
 from cofield.data.stored import Stored
 from cofield.frame import Frame, collate
+from cofield.grid import BoxGrid
 from cofield.models.blocks import compute_in
 from cofield.models.cylinder import Cylinder3D
 from cofield.models.trunk import Trunk
@@ -85,8 +86,8 @@ def finetune(
     if (folder / SCORES).exists():
         say(f"{folder} is finished")
         return json.loads((folder / SCORES).read_text())
-    source = source or open_split(config.data, "train")
-    held_out = held_out or open_split(config.data, "val")
+    source = source or open_split(config.data, "train", config.map_grid)
+    held_out = held_out or open_split(config.data, "val", config.map_grid)
     check_classes(config, source)
     labels = config.labels
     chosen = labelled(source, labels.fraction, labels.split, labels.seed)
@@ -205,9 +206,9 @@ def fit(
     return True
 
 
-def open_split(data: Data, split: str) -> Source:
+def open_split(data: Data, split: str, map_grid: BoxGrid | None = None) -> Source:
     """The frames of a split, kept on disk if the configuration says so."""
-    source = open_source(data.source, data.root, split, data.sweeps)
+    source = open_source(data.source, data.root, split, data.sweeps, map_grid)
     if data.skip_broken and split == "train":
         source = SkipBroken(source)
     return Stored(source, split) if data.store else source

@@ -1,0 +1,81 @@
+"""Runs on the synthetic world: small enough for a laptop, so that a change of the method is tried in minutes."""
+
+from dataclasses import replace
+
+from cofield.data.augment import Augment
+from cofield.grid import BoxGrid
+from cofield.train.config import (
+    BoxTuning,
+    Data,
+    Head,
+    Labels,
+    MapTuning,
+    Model,
+    Optim,
+    PointTuning,
+    Pretraining,
+    Pseudo,
+    SegmentTuning,
+    Semi,
+)
+
+TOWN = BoxGrid(lower=(-25.6, -25.6, -1.6), cell=(0.8, 0.8, 0.8), count=(64, 64, 8))
+
+
+def world_small() -> Pretraining:
+    """Cameras and LiDAR of the small synthetic world."""
+    return Pretraining(grid=TOWN, data=Data("world:small", store=True, workers=0), optim=Optim(steps=1400))
+
+
+def world_tiny() -> Pretraining:
+    """The same with half the beams, and short: the demo."""
+    small = world_small()
+    return replace(small, data=replace(small.data, source="world:tiny"), optim=replace(small.optim, steps=400))
+
+
+def map_world_small() -> MapTuning:
+    """Map layers, vehicles and pedestrians on the small synthetic world; chosen for few labels, on its town `tune`."""
+    return MapTuning(
+        grid=TOWN,
+        data=Data("world:small", store=True, workers=0, batch=2, validation=10_000),
+        head=Head(gamma=0.0, balance=20.0),
+        augment=Augment(flip_x=0.5, flip_y=0.5),
+        optim=Optim(steps=200, rate=2e-3, validate_every=200),
+    )
+
+
+def map_world_tiny() -> MapTuning:
+    """The same with half the beams."""
+    small = map_world_small()
+    return replace(small, data=replace(small.data, source="world:tiny"))
+
+
+def boxes_world_small() -> BoxTuning:
+    """All boxes of the small synthetic world, from every label: about an hour on two cores."""
+    data = Data("world:small", store=True, workers=0, validation=10_000)
+    return BoxTuning(grid=TOWN, data=data, optim=Optim(steps=5000, rate=1e-3, validate_every=1000))
+
+
+def boxes_world_tiny() -> BoxTuning:
+    """The same with half the beams."""
+    small = boxes_world_small()
+    return replace(small, data=replace(small.data, source="world:tiny"))
+
+
+def points_world_small() -> PointTuning:
+    """The class of every LiDAR point of the small synthetic world."""
+    data = Data("world:small", store=True, workers=0, batch=2, validation=10_000)
+    return PointTuning(grid=TOWN, data=data, optim=Optim(steps=200, rate=2e-3, validate_every=200))
+
+
+def lidarseg_world_small() -> SegmentTuning:
+    """Points of the small synthetic world from few labels, other scans through their cameras: the prototype's sizes."""
+    return SegmentTuning(
+        grid=TOWN,
+        data=Data("world:small", store=True, workers=0, batch=2, validation=10_000),
+        labels=Labels(fraction=0.01),
+        model=Model(camera="none"),
+        semi=Semi(ramp=(0.2, 0.4)),
+        pseudo=Pseudo(segmenter="exact", count=16, rays=24, samples=40, cameras=1),
+        optim=Optim(steps=400, rate=2e-3, validate_every=400),
+    )
