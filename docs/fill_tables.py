@@ -10,14 +10,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cofield.train.results import read_results
-from cofield.view.efficiency import HEAD, ORDER, lines
+from cofield.train.results import paired_difference, read_results
+from cofield.train.sweep import kind_of
+from cofield.view.efficiency import ORDER, head, lines, metric_table, ordered, signed
 from cofield.view.report import MEANING
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 Row = dict[str, Any]
+# The methods of segmentation from few labels that stand for themselves, and what the others are variants of.
+PLAIN = (
+    "supervised",
+    "nerf-exact",
+    "nerf-felzenszwalb",
+    "projection",
+    "projection-consistent",
+    "teacher-mixing",
+    "nerf-exact-mixing",
+)
+WHOLE = {
+    "nerf-exact-unsifted": "nerf-exact",
+    "nerf-exact-cautious": "nerf-exact",
+    "nerf-felzenszwalb-fine": "nerf-felzenszwalb",
+    "nerf-felzenszwalb-coarse": "nerf-felzenszwalb",
+    "nerf-pixels": "nerf-exact",
+    "nerf-pixels-unsifted": "nerf-exact",
+    "projection-unsifted": "projection",
+    "projection-pixels": "projection",
+    "projection-pixels-unsifted": "projection",
+}
 
 
 def main() -> int:
@@ -56,7 +78,7 @@ def rendering() -> str:
 def label_efficiency() -> str:
     """Mean IoU for every label fraction and start, and the paired difference to scratch, with 95 % intervals."""
     found = lines(read_results(RESULTS / "label-efficiency"), "miou")
-    return markdown([*HEAD], [[*line.cells()] for line in found])
+    return markdown([*head("scratch")], [[*line.cells()] for line in found])
 
 
 def label_classes() -> str:
@@ -83,6 +105,51 @@ def label_controls() -> str:
         means = {line.init: line.value.mean for line in lines(known, name)}
         rows.append([name.replace("_", " "), *(f"{means[init]:.3f}" for init in starts)])
     return markdown([f"IoU, {len(seeds)} of 5 seeds", *(f"`{init}`" for init in starts)], rows)
+
+
+def lidar_segmentation() -> str:
+    """Mean IoU of every method, without ablations, and the paired difference to `supervised`, with 95 % intervals."""
+    found = [row for row in segmented() if row["init"] in PLAIN]
+    return markdown([*head("supervised")], [[*line.cells()] for line in lines(found, "miou")])
+
+
+def lidar_segmentation_classes() -> str:
+    """Every class and method at the smallest fraction, over the seeds that each method has."""
+    found = [row for row in segmented() if row["init"] in PLAIN]
+    found = [row for row in found if row["fraction"] == min(each["fraction"] for each in found)]
+    names = [name for name in dict.fromkeys(row["metric"] for row in found) if not name.startswith("miou.")]
+    titles, rows = metric_table(found, names)
+    return markdown([*titles], [[*row] for row in rows])
+
+
+def lidar_segmentation_ablations() -> str:
+    """What a method is without one of its parts or with another setting: the difference to the method, paired."""
+    found = [row for row in segmented() if row["metric"] == "miou"]
+    rows = []
+    for fraction in sorted({row["fraction"] for row in found}):
+        here = [row for row in found if row["fraction"] == fraction]
+        for init in [name for name in ordered(row["init"] for row in here) if name not in PLAIN]:
+            whole = kind_of(init) if "+" in init else WHOLE[init]
+            mine, other = ([row for row in here if row["init"] == name] for name in (init, whole))
+            shared = {row["seed"] for row in mine} & {row["seed"] for row in other}
+            gain = signed(paired_difference(mine, other, lambda row: row["seed"])) if shared else "–"
+            (line,) = lines(mine, "miou")
+            rows.append([f"{fraction:.0%}", init, str(line.seeds), str(line.value), whole, gain])
+    return markdown(["labels", "variant", "seeds", "mean", "of the method", "over it, paired"], rows)
+
+
+def lidar_segmentation_sensors() -> str:
+    """Methods in worlds whose LiDAR or cameras are others than the preset's, compared within each world."""
+    found = read_results(RESULTS / "lidar-segmentation")
+    varied = {row["source"].partition("+")[0] for row in found if "+" in row["source"]}
+    known = [row for row in found if row["source"].partition("+")[0] in varied and row["init"] in PLAIN]
+    rows = [[line.source.partition("+")[2] or "as it is", *line.cells()] for line in lines(known, "miou")]
+    return markdown(["sensors", *head("supervised")], rows)
+
+
+def segmented() -> list[Row]:
+    """The cells of segmentation from few labels in worlds as they are."""
+    return [row for row in read_results(RESULTS / "lidar-segmentation") if "+" not in row["source"]]
 
 
 def shown(name: str, value: float | None) -> str:
@@ -159,6 +226,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "label-efficiency": label_efficiency,
     "label-classes": label_classes,
     "label-controls": label_controls,
+    "lidar-segmentation": lidar_segmentation,
+    "lidar-segmentation-classes": lidar_segmentation_classes,
+    "lidar-segmentation-ablations": lidar_segmentation_ablations,
+    "lidar-segmentation-sensors": lidar_segmentation_sensors,
     "world": world,
     "step": step,
     "loader": loader,

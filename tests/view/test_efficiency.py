@@ -1,8 +1,11 @@
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from cofield import cli
+from cofield.train.methods import METHODS
 from cofield.train.results import read_results, write_results
 from cofield.view.efficiency import lines, report_results
 
@@ -60,3 +63,68 @@ def test_a_folder_without_cells_is_refused(tmp_path: Path) -> None:
     write_results(tmp_path / "speed.json", [{"op": "step", "value": 1.0}], 1.0, "x")
     with pytest.raises(ValueError, match="no cells of a sweep"):
         report_results(tmp_path)
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> Path:
+    folder = tmp_path / "lidar-segmentation"
+    for source in ("world:small@report", "world:small@report+delay=0.1"):
+        for seed in range(3):
+            for k, init in enumerate(("teacher-mixing", "nerf-exact+pseudo.samples=16", "nerf-exact", "supervised")):
+                common = {"task": "segment", "source": source, "fraction": 0.01, "seed": seed, "init": init, "steps": 9}
+                values = {"car": 0.5, "miou": 0.1 * seed + 0.01 * k + 0.1 * ("+" in source), "miou.0-10m": 0.25}
+                rows = [common | {"trunk": None, "metric": name, "value": value} for name, value in values.items()]
+                sensors = source.partition("+")[2]
+                write_results(folder / f"{init}-{seed}-{sensors}.json", rows, 1.0, f"cofield sweep {source}")
+    return folder
+
+
+def test_methods_are_compared_with_supervised_in_their_own_world(methods: Path) -> None:
+    found = lines(read_results(methods), "miou")
+    assert [line.init for line in found[:4]] == [
+        "supervised",
+        "nerf-exact",
+        "nerf-exact+pseudo.samples=16",
+        "teacher-mixing",
+    ]
+    assert {line.source for line in found[:4]} == {"world:small@report"}
+    assert found[0].gain is None
+    assert [line.gain.mean for line in found if line.gain] == pytest.approx([-0.01, -0.02, -0.03] * 2)
+    assert found[4].value.mean - found[0].value.mean == pytest.approx(0.1)
+
+
+def test_the_page_of_methods_has_a_plot_a_table_and_the_classes_of_each_world(methods: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", str(methods), "--out", str(tmp_path / "page.html")])
+    assert ended.value.code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == page.count("Each class, 1% of the labels") == 2
+    for text in ("over supervised, paired", "-0.020 [-0.020, -0.020]", "world:small@report+delay=0.1", "miou.0-10m"):
+        assert text in page
+
+
+@pytest.fixture
+def fill_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fill_tables", Path(__file__).parents[2] / "docs" / "fill_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_methods_tell_methods_variants_and_worlds_apart(
+    methods: Path, fill_tables: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fill_tables, "RESULTS", methods.parent)
+    plain = fill_tables.lidar_segmentation()
+    assert "| 1% | nerf-exact | 9 | 3 | 0.120 [-0.128, 0.368] | -0.010 [-0.010, -0.010] |" in plain
+    assert "samples" not in plain
+    assert "| car | 0.500 | 0.500 | 0.500 |" in fill_tables.lidar_segmentation_classes()
+    assert "| nerf-exact | +0.010 [+0.010, +0.010] |" not in plain
+    (variant,) = fill_tables.lidar_segmentation_ablations().splitlines()[2:]
+    assert variant.startswith("| 1% | nerf-exact+pseudo.samples=16 | 3 |")
+    assert variant.endswith("| nerf-exact | -0.010 [-0.010, -0.010] |")
+    sensors = fill_tables.lidar_segmentation_sensors().splitlines()[2:]
+    assert [line.split(" | ")[0] for line in sensors] == ["| as it is"] * 3 + ["| delay=0.1"] * 3
+    assert set(METHODS) == {*fill_tables.PLAIN, *fill_tables.WHOLE}
