@@ -25,7 +25,7 @@ def camera(name: str = "front", height: int = 16, width: int = 40, yaw_deg: floa
     pix_T_cam[0, 2], pix_T_cam[1, 2] = width / 2, height / 2
     yaw = torch.deg2rad(torch.tensor(yaw_deg))
     turn = torch.tensor([[yaw.cos(), -yaw.sin(), 0], [yaw.sin(), yaw.cos(), 0], [0, 0, 1]])
-    ego_T_cam = pose(turn @ FORWARD.mT, torch.tensor([0.5, 0.0, 1.5]))
+    ego_T_cam = pose(turn @ FORWARD.mT.to(turn), torch.tensor([0.5, 0.0, 1.5]))
     image = torch.rand(3, height, width, generator=generator("image", name))
     return Camera(name, image, pix_T_cam, inverse(ego_T_cam), time=0.0)
 

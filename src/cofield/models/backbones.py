@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cofield.models.blocks import Computing, Layers, Norm, normalised
+from cofield.ops.precision import precise
 
 INSTALL = "these encoders need the package `transformers`; install cofield[paper] with constraints.txt"
 
@@ -160,7 +161,7 @@ class Neck(nn.Module):
     def forward(self, scales: list[Float[Tensor, "n _ _ _"]]) -> Float[Tensor, "n c h w"]:
         x = scales[-1]
         for finer, mix, smooth in list(zip(scales, self.mix, self.smooth, strict=False))[::-1]:
-            x = F.interpolate(x.float(), size=finer.shape[-2:], mode="bilinear").to(finer.dtype)
+            x = F.interpolate(precise(x), size=finer.shape[-2:], mode="bilinear").to(finer.dtype)
             x = smooth(mix(torch.cat([finer, x], 1)))
         return x
 

@@ -11,6 +11,7 @@ from cofield.frame import Batch, Hidden
 from cofield.grid import CylinderGrid, Volume
 from cofield.models.blocks import Norm, mlp
 from cofield.models.voxelnet import CUBE, Inverse, SparseLayers, Strided, Submanifold, sparse_norm
+from cofield.ops.precision import precise
 from cofield.ops.sparse import Sparse, Triple
 from cofield.ops.voxelize import voxelize
 
@@ -84,7 +85,7 @@ class Cylinder3D(nn.Module):
         """Features of the occupied cells, and of the points by themselves."""
         xyz_ego = self._within(batch.points.xyz_ego)
         found = voxelize(xyz_ego, batch.sample, self.grid)
-        points = self.point(self._describe(batch, xyz_ego)).float()
+        points = precise(self.point(self._describe(batch, xyz_ego)))
         x = self.first(self.enter(Sparse(found.highest(points), found.sites(self.grid, len(batch)))))
         skips = []
         for down in self.down:
@@ -94,7 +95,7 @@ class Cylinder3D(nn.Module):
             x = up(x, skip)
         both = torch.cat([self.context(x).features, x.features], 1)
         voxels = self.leave(Sparse(both, x.sites))
-        return Encoded(Sparse(voxels.features.float(), voxels.sites), found.slot, points)
+        return Encoded(Sparse(precise(voxels.features), voxels.sites), found.slot, points)
 
     def _within(self, xyz_ego: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
         """The points, those from beyond the border moved just inside."""
@@ -123,9 +124,9 @@ class CylinderHead(nn.Module):
         self.refine = mlp(point_width + width, point_width, classes)
 
     def forward(self, encoded: Encoded) -> tuple[Float[Tensor, "v k"], Float[Tensor, "p k"]]:
-        voxels = self.voxel(encoded.voxels).features.float()
+        voxels = precise(self.voxel(encoded.voxels).features)
         own = torch.cat([encoded.points, encoded.voxels.features[encoded.slot]], 1)
-        return voxels, voxels[encoded.slot] + self.refine(own).float()
+        return voxels, voxels[encoded.slot] + precise(self.refine(own))
 
 
 class Crossed(nn.Module):

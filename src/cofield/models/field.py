@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cofield.frame import Batch, Hidden
 from cofield.grid import Volume
 from cofield.models.blocks import Layers, mlp
+from cofield.ops.precision import precise
 from cofield.ops.sample import sample
 
 # How a channel's raw value becomes what it stands for. Channels without an entry are used as they are.
@@ -65,12 +66,12 @@ class Field(nn.Module):
     ) -> tuple[Float[Tensor, "r s"], Values]:
         """Density and channels at samples along rays."""
         body = self.body(found_at(self.narrow(volume), xyz_ego, sample_of, self.octaves))
-        density = F.softplus(self.density(body).float())[..., 0]
+        density = F.softplus(precise(self.density(body)))[..., 0]
         values: Values = {}
         if self.value is not None:
-            values |= named(self.value(looked_at(body, direction, self.directions)).float(), self.viewed)
+            values |= named(precise(self.value(looked_at(body, direction, self.directions))), self.viewed)
         if self.kind is not None:
-            values |= named(self.kind(body).float(), self.fixed)
+            values |= named(precise(self.kind(body)), self.fixed)
         return density, values
 
 
@@ -107,7 +108,7 @@ class Background(nn.Module):
         self, direction: Float[Tensor, "r 3"], place: Float[Tensor, "r 2"], light: Float[Tensor, "r k"]
     ) -> Float[Tensor, "r 3"]:
         known = [squares(direction), waves(place, 2), light * 2 - 1]
-        return torch.sigmoid(self.layers(torch.cat(known, -1)).float())
+        return torch.sigmoid(precise(self.layers(torch.cat(known, -1))))
 
 
 def light(seen: Batch, hidden: Hidden | None) -> Float[Tensor, "b n k"]:

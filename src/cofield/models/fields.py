@@ -13,6 +13,7 @@ from cofield.models.blocks import Layers, mlp
 from cofield.models.field import Field, Values, found_at, looked_at, named, narrowing
 from cofield.models.lift import DepthBins, Frusta
 from cofield.models.sampler import Steps
+from cofield.ops.precision import precise
 from cofield.ops.sample import sample
 from cofield.rays import Rays
 
@@ -67,14 +68,14 @@ class DistanceField(nn.Module):
         """Density and channels at points, as seen by a ray that meets the surface head on: k (1 - Φ(d))."""
         sharpness = self.log_sharpness.exp()
         body = self._body(volume, xyz_ego, sample_of)
-        distance = self.distance(body).float()[..., 0]
+        distance = precise(self.distance(body))[..., 0]
         return sharpness * torch.sigmoid(-sharpness * distance), self._values(body, direction)
 
     def distances(
         self, volume: Volume, xyz_ego: Float[Tensor, "r s 3"], sample_of: Int[Tensor, "r"]
     ) -> Float[Tensor, "r s"]:
         """The signed distance at points, in metres."""
-        return self.distance(self._body(volume, xyz_ego, sample_of)).float()[..., 0]
+        return precise(self.distance(self._body(volume, xyz_ego, sample_of)))[..., 0]
 
     def along(self, volume: Volume, rays: Rays, steps: Steps) -> tuple[Float[Tensor, "r s"], Values]:
         """The mean density of every stretch, and the channels at its sample."""
@@ -105,7 +106,7 @@ class DistanceField(nn.Module):
     def _values(self, body: Tensor, direction: Tensor) -> Values:
         if self.value is None:
             return {}
-        return named(self.value(looked_at(body, direction, self.directions)).float(), self.channels)
+        return named(precise(self.value(looked_at(body, direction, self.directions))), self.channels)
 
 
 class FrustumField(nn.Module):
@@ -136,8 +137,8 @@ class FrustumField(nn.Module):
         # The share is of one bin among many; times their number it is about 1 for every camera.
         here = at_depth(share, steps.distance * rays.cosine[:, None], frusta.bins) * frusta.bins.count
         body = self.body(here[..., None] * content[:, None])
-        density = F.softplus(self.density(body).float())[..., 0]
-        return density, {} if self.value is None else named(self.value(body).float(), self.channels)
+        density = F.softplus(precise(self.density(body)))[..., 0]
+        return density, {} if self.value is None else named(precise(self.value(body)), self.channels)
 
 
 AnyField = Field | DistanceField | FrustumField

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from cofield.grid import Volume
 from cofield.models.blocks import Layers, Norm, Residual, normalised
+from cofield.ops.precision import precise
 
 
 class Fuse(nn.Module):
@@ -93,7 +94,7 @@ class AttentionFuse(nn.Module):
         """How much each sensor counts in every cell: [sensor b group 1 z y x]."""
         assert self.score is not None
         scores = self.score(torch.cat(parts, 1)).unflatten(1, (len(parts), self.groups))
-        return scores.float().softmax(1).transpose(0, 1)[:, :, :, None]
+        return precise(scores).softmax(1).transpose(0, 1)[:, :, :, None]
 
 
 def _some(inputs: int) -> None:

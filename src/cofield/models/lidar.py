@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cofield.frame import Batch
 from cofield.grid import Grid, Volume
 from cofield.models.blocks import Layers, Residual, mlp, norm
+from cofield.ops.precision import precise
 from cofield.ops.voxelize import to_dense, voxelize
 
 
@@ -38,7 +39,7 @@ class Pillars(nn.Module):
     def forward(self, batch: Batch) -> Volume:
         columns = voxelize(batch.points.xyz_ego, batch.sample, self.columns)
         features = self._describe(batch, columns.points)
-        pooled = columns.highest(self.point(features).float())
+        pooled = columns.highest(precise(self.point(features)))
         plane = to_dense(pooled, columns, self.columns, len(batch))[:, :, 0]
         heights = self.plane(plane)
         return Volume(heights.unflatten(1, (self.width, self.grid.count[2])), self.grid)

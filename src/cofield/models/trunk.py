@@ -13,6 +13,7 @@ from cofield.models.fuse import AddFuse, AttentionFuse, ConvFuse, Fuse
 from cofield.models.lidar import Pillars
 from cofield.models.lift import DepthLSS, Frusta, Lift
 from cofield.models.voxelnet import VoxelNet
+from cofield.ops.precision import precise
 
 
 class CameraBranch(nn.Module):
@@ -74,4 +75,4 @@ class Trunk(nn.Module):
         if self.lidar is not None:
             volumes.append(self.lidar(seen))
         volume = self.fuse(volumes)
-        return Volume(volume.features.float(), volume.grid), frusta
+        return Volume(precise(volume.features), volume.grid), frusta

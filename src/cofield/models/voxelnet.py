@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cofield.frame import Batch
 from cofield.grid import BoxGrid, Grid, Volume
 from cofield.models.blocks import Computing, Frozen, Layers, Norm
+from cofield.ops.precision import precise
 from cofield.ops.sample import sample
 from cofield.ops.sparse import Sites, Sparse, Triple, inverse, strided, submanifold
 from cofield.ops.voxelize import voxelize
@@ -80,7 +81,7 @@ class SparseGroupNorm(OfSites):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, volume: Sparse) -> Sparse:
-        features = volume.features.float().unflatten(1, (self.groups, -1))
+        features = precise(volume.features).unflatten(1, (self.groups, -1))
         # Products with a table of who is whose are quicker than scattering to a handful of rows.
         member = F.one_hot(volume.sites.coordinates[:, 0], volume.sites.batch).to(features.dtype)
         share = member / member.sum(0).clamp(min=1)
@@ -215,7 +216,7 @@ def resampled(volume: Volume, grid: Grid) -> Volume:
     frames, centres = len(volume.features), grid.centres(volume.features.device).reshape(-1, 3)
     unit = volume.grid.to_unit(centres).repeat(frames, 1)
     frame = torch.arange(frames, device=unit.device).repeat_interleave(len(centres))
-    values = sample(volume.features.float(), unit, frame, volume.grid.wraps)
+    values = sample(precise(volume.features), unit, frame, volume.grid.wraps)
     return Volume(values.view(frames, *grid.shape, -1).permute(0, 4, 1, 2, 3), grid)
 
 
