@@ -35,6 +35,7 @@ def with_each_alone(name: str, make: Callable[[], Pretraining | BoxTuning | MapT
 RECIPES: dict[str, Recipe] = {
     "world:tiny": worlds.world_tiny,
     **with_each_alone("world:small", worlds.world_small),
+    "world:small-frustum": worlds.world_small_frustum,
     **with_each_alone("world:nuscenes-like", roads.world_nuscenes_like),
     **with_each_alone("world:kitti-like", roads.world_kitti_like),
     **with_each_alone("nuscenes", roads.nuscenes),

@@ -33,6 +33,12 @@ def world_tiny() -> Pretraining:
     return replace(small, data=replace(small.data, source="world:tiny"), optim=replace(small.optim, steps=400))
 
 
+def world_small_frustum() -> Pretraining:
+    """Cameras see what their own pixels knew before any fusion, as in the released code: an ablation."""
+    small = world_small()
+    return replace(small, model=replace(small.model, field="frustum"))
+
+
 def map_world_small() -> MapTuning:
     """Map layers, vehicles and pedestrians on the small synthetic world; chosen for few labels, on its town `tune`."""
     return MapTuning(
