@@ -41,6 +41,8 @@ RECIPES: dict[str, Recipe] = {
     **with_each_alone("nuscenes", roads.nuscenes),
     **with_each_alone("nuscenes-small", roads.nuscenes_small),
     **with_each_alone("kitti", roads.kitti),
+    "nuscenes-laptop": roads.nuscenes_laptop,
+    "kitti-laptop": roads.kitti_laptop,
     "map:world:tiny": worlds.map_world_tiny,
     **with_each_alone("map:world:small", worlds.map_world_small),
     **with_each_alone("map:world:nuscenes-like", roads.map_world_nuscenes_like),

@@ -77,6 +77,28 @@ def nuscenes_small() -> Pretraining:
     )
 
 
+def nuscenes_laptop() -> Pretraining:
+    """For a laptop, nuScenes: the small encoders of the synthetic worlds, 128×352 pixels, cells of 0.8 m."""
+    return Pretraining(
+        grid=BoxGrid((-38.4, -38.4, -4.0), (0.8, 0.8, 0.8), (96, 96, 10), NUSCENES.origin_ego),
+        data=Data("nuscenes", workers=1),
+        views=Sampling(pixels=1024, beams=512, above=256, samples=48),
+        augment=replace(nuscenes_small().augment, turn=0.0, scale=(1.0, 1.0), image_turn_deg=0.0),
+        optim=Optim(steps=7000),
+    )
+
+
+def kitti_laptop() -> Pretraining:
+    """For a laptop, KITTI: as nuscenes-laptop, at 128×416."""
+    small = nuscenes_laptop()
+    return replace(
+        small,
+        grid=BoxGrid((0.0, -25.6, -3.2), (0.8, 0.8, 0.8), (64, 64, 8), KITTI.origin_ego),
+        data=Data("kitti", workers=1),
+        augment=replace(small.augment, resize=(0.35, 0.375), size=(128, 416), flip_x=0.0, shift=0.0),
+    )
+
+
 def kitti() -> Pretraining:
     """The left colour camera at 256×832 and the LiDAR of KITTI; the paper's encoders on ranges of ours."""
     return replace(
