@@ -38,12 +38,19 @@ def render(arguments: list[str]) -> int:
     if frames < 1:
         raise ValueError(f"--frames must be at least 1, got {frames}")
     if (Path(what) / "config.yaml").is_file():
-        from cofield.train.config import Finetuning
+        from cofield.train.config import Finetuning, SegmentTuning
         from cofield.train.run import run_config
         from cofield.view.pictures import render_run
         from cofield.view.predictions import render_predictions
+        from cofield.view.pseudo import render_segmentation
 
-        draw = render_predictions if isinstance(run_config(Path(what)), Finetuning) else render_run
+        match run_config(Path(what)):
+            case SegmentTuning():
+                draw = render_segmentation
+            case Finetuning():
+                draw = render_predictions
+            case _:
+                draw = render_run
         scores = draw(Path(what), out, frames, split, skip_broken)
         print("\n".join(f"{name:<22} {value:.4g}" for name, value in scores.items()))
     else:
@@ -142,7 +149,10 @@ def predict(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     """Put runs' pictures and numbers, and sweeps' results, into one HTML file."""
+    from cofield.train.config import SegmentTuning
+    from cofield.train.run import run_config
     from cofield.view.efficiency import report_results
+    from cofield.view.pseudo import report_segmentation
     from cofield.view.report import report_run, write_page
 
     def options(
@@ -151,7 +161,8 @@ def report(arguments: list[str]) -> int:
         """Report.
 
         Args:
-            what: folders of pre-training runs, and of sweeps' results (results/NAME), in the order of the page.
+            what: folders of pre-training and lidarseg runs, and of sweeps' results (results/NAME), in the order of the
+                page.
             out: the HTML file to write.
             frames: held-out frames to show of a run.
             skip_broken: step over frames that cannot be read, and say which.
@@ -165,6 +176,8 @@ def report(arguments: list[str]) -> int:
     for folder in folders:
         if any(folder.glob("*.json")) and not (folder / "config.yaml").is_file():
             parts += report_results(folder)
+        elif isinstance(run_config(folder), SegmentTuning):
+            parts += report_segmentation(folder, frames, skip_broken)
         else:
             parts += report_run(folder, frames, skip_broken=skip_broken)
     write_page(out, f"Cofield: {', '.join(folder.name for folder in folders)}", parts)

@@ -366,10 +366,15 @@ def supplied(task: SemiSegment, config: SegmentTuning, source: Source, chosen: l
     aside = aside if semi.looks and semi.weight else replace(aside, truth=None)
     prior = None
     if pseudo.caution or pseudo.balance:
-        known = [few[index].points.labels for index in range(len(few))]
-        prior = frequencies(torch.cat([labels for labels in known if labels is not None]), len(task.classes))
+        prior = prior_of(few, len(task.classes))
     task.supplies = Supplies(aside.segments, aside.truth, prior)
     return PartlyLabelled(source, chosen, semi.unlabelled, aside)
+
+
+def prior_of(few: Source, classes: int) -> Float[Tensor, "k"]:
+    """How often each class is labelled in some frames."""
+    known = [few[index].points.labels for index in range(len(few))]
+    return frequencies(torch.cat([labels for labels in known if labels is not None]), classes)
 
 
 def moves_pixels(augment: Augment) -> bool:
