@@ -1,4 +1,5 @@
 import errno
+import json
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -9,17 +10,24 @@ import torch
 from safetensors import safe_open
 
 from cofield.data.augment import Augment
+from cofield.draw import generator
 from cofield.train import checkpoint, run, watch
 from cofield.train.build import build_pretraining, build_trunk, seeded
 from cofield.train.checkpoint import load_trunk, read_trunk, save_trunk, write_whole
-from cofield.train.config import Optim, as_yaml, load_config
-from cofield.train.run import claim, open_run, pretrain, read_checkpoint
+from cofield.train.config import Optim, PointTuning, as_yaml, load_config
+from cofield.train.run import claim, finetune, open_run, pretrain, read_checkpoint
 from cofield.train.watch import LAST, read_metrics
 from streets import GRID, Hand, config
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(folder / LAST)["state_dict"]
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    others = weights(two)
+    for name, value in weights(one).items():
+        assert torch.equal(value, others[name]), name
 
 
 def train(folder: Path, **optim: int) -> bool:
@@ -39,8 +47,8 @@ def test_a_run_leaves_its_configuration_its_curves_and_its_trunk(tmp_path: Path)
     assert grid == GRID
     assert set(tensors) == set(build_pretraining(config()).trunk.state_dict())
     assert list(folder.glob("events.out.tfevents*"))
-    _, task = open_run(folder)
-    assert all(torch.equal(a, weights(folder)[name]) for name, a in task.state_dict().items())
+    (_, task), kept = open_run(folder), weights(folder)
+    assert all(torch.equal(a, kept[name]) for name, a in task.state_dict().items())
     assert train(folder), "a finished run is left as it is"
 
 
@@ -61,8 +69,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     monkeypatch.setattr(watch.Watch, "on_train_batch_end", original)
     assert read_checkpoint(halves / LAST)["global_step"] == 4
     assert train(halves)
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(halves)[name]), name
+    assert_same_weights(whole, halves)
     one, two = (read_metrics(folder / "metrics.csv") for folder in (whole, halves))
     assert one == two
 
@@ -85,8 +92,77 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
     monkeypatch.setattr(watch.Watch, "on_train_batch_end", original)
     assert read_checkpoint(killed / LAST)["global_step"] == 4
     assert train(killed)
-    assert all(torch.equal(value, weights(killed)[name]) for name, value in weights(whole).items())
+    assert_same_weights(whole, killed)
     assert read_metrics(whole / "metrics.csv") == read_metrics(killed / "metrics.csv")
+
+
+@pytest.fixture(scope="module")
+def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps, each of two pieces, that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("pieces")
+    assert train(folder, accumulate=2)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["asked", "killed"])
+def test_a_run_that_ended_between_the_pieces_of_a_step_goes_on_as_if_it_had_not(
+    how: str, in_pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to stop it takes the step's other piece first; killed it takes both again, from the last checkpoint."""
+    step = int(torch.randint(2, 6, (), generator=generator("when", how)))
+    original = watch.Watch.on_train_batch_end
+
+    def end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if batch_idx == 2 * (step - 1):
+            assert trainer.global_step == step - 1
+            if how == "killed":
+                raise MemoryError
+            signal.raise_signal(signal.SIGINT)
+        original(self, trainer, pl_module, outputs, batch, batch_idx)
+
+    monkeypatch.setattr(watch.Watch, "on_train_batch_end", end)
+    if how == "asked":
+        assert not train(tmp_path, accumulate=2)
+        assert read_checkpoint(tmp_path / LAST)["global_step"] == step
+    else:
+        with pytest.raises(MemoryError):
+            train(tmp_path, accumulate=2)
+    monkeypatch.setattr(watch.Watch, "on_train_batch_end", original)
+    assert train(tmp_path, accumulate=2)
+    assert_same_weights(in_pieces, tmp_path)
+    one, two = (read_checkpoint(folder / LAST) for folder in (in_pieces, tmp_path))
+    moments, again = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, two))
+    assert all(torch.equal(value, again[row][name]) for row, each in moments.items() for name, value in each.items())
+    assert read_metrics(in_pieces / "metrics.csv") == read_metrics(tmp_path / "metrics.csv")
+
+
+@pytest.mark.parametrize("when", ["in the last step", "while it was measured"])
+def test_a_fine_tuning_that_was_interrupted_at_its_end_has_the_score_of_one_that_was_not(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = config()
+    optim = Optim(steps=2, precision="32", save_every=2, validate_every=2)
+    tuning = PointTuning(grid=GRID, data=base.data, model=replace(base.model, camera="none"), optim=optim)
+    whole = finetune(tuning, tmp_path / "whole", Hand(), Hand(2))
+    assert whole
+    hook = "on_train_batch_end" if when == "in the last step" else "on_validation_end"
+    original = getattr(watch.Watch, hook)
+
+    def disturb(self, trainer, *rest) -> None:
+        if trainer.global_step == 2:
+            monkeypatch.setattr(watch.Watch, hook, original)
+            if hook == "on_validation_end":
+                raise MemoryError
+            signal.raise_signal(signal.SIGINT)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(watch.Watch, hook, disturb)
+    if hook == "on_validation_end":
+        with pytest.raises(MemoryError):
+            finetune(tuning, tmp_path / "halves", Hand(), Hand(2))
+    assert finetune(tuning, tmp_path / "halves", Hand(), Hand(2)) == whole
+    assert json.loads((tmp_path / "halves" / "scores.json").read_text()) == whole
+    assert read_metrics(tmp_path / "whole" / "metrics.csv") == read_metrics(tmp_path / "halves" / "metrics.csv")
 
 
 def test_augmented_frames_train_and_another_seed_augments_otherwise(tmp_path: Path) -> None:

@@ -45,9 +45,10 @@ from cofield.train.config import (
     load_config,
 )
 from cofield.train.estimate import estimate
+from cofield.train.foreign import load_foreign, shared_parts
 from cofield.train.semi import SemiSegment, supplied
 from cofield.train.tasks import Pretrain, Supervised
-from cofield.train.watch import LAST, Watch, WholeFiles, say
+from cofield.train.watch import LAST, Watch, WholeFiles, is_measured, say
 
 CONFIG, TRUNK, SCORES, OBJECTS = "config.yaml", "trunk.safetensors", "scores.json", "objects.safetensors"
 Task = TypeVar("Task", Pretrain, Supervised)
@@ -157,6 +158,10 @@ def start_trunk(trunk: Trunk | Cylinder3D, config: Finetuning) -> LoadReport | s
     if start.trunk is None:
         return "nothing loaded, every weight is fresh"
     path = Path(start.trunk)
+    if path.suffix in (".pth", ".pt"):
+        if not isinstance(trunk, Trunk):
+            raise ValueError(f"{path} holds weights of a trunk of boxes; a cylinder starts from a run of its own")
+        return load_foreign(trunk, path, start.parts or shared_parts(trunk))
     path = path / TRUNK if path.is_dir() else path
     return load_trunk(trunk, path, start.parts or None, start.allow_grid_change)
 
@@ -177,7 +182,7 @@ def fit(
     if pasting is not None:
         change = partial(in_turn, [pasting] if change is None else [pasting, change])
     beside = source.beside if isinstance(source, PartlyLabelled) else 0
-    watch = Watch(folder, optim.steps, optim.save_every, data.batch + beside)
+    watch = Watch(folder, optim.steps, optim.save_every, data.batch + beside, start)
     with quiet_engine():
         trainer = build_trainer(optim, folder, watch)
         process, processes = trainer.global_rank, trainer.world_size
@@ -199,6 +204,10 @@ def fit(
             needed = estimate(task.to(device), collate(shown).to(device), task.objective)
             say(f"{folder}: {needed.describe(data.batch + beside, order.share, optim.steps)}")
             say(f"the learning rate rises to {task.optim.rate:.3g}, for {data.batch} frames a step")
+        due = start == optim.steps or (start % optim.validate_every == 0 and not is_measured(folder, start))
+        if start and due:
+            task.load_state_dict(read_checkpoint(folder / LAST)["state_dict"])
+            trainer.validate(task, validation, verbose=False)
         trainer.fit(task, batches, validation, ckpt_path=folder / LAST if start else None, weights_only=True)
     if watch.interrupted and trainer.global_step < optim.steps:
         say(f"stopped at step {trainer.global_step} of {optim.steps}; the same command goes on from there")

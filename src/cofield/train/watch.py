@@ -33,9 +33,11 @@ class Watch(Callback):
     ends it at once.
     """
 
-    def __init__(self, folder: Path, steps: int, save_every: int, batch: int, quiet_seconds: float = 10.0) -> None:
+    def __init__(
+        self, folder: Path, steps: int, save_every: int, batch: int, start: int = 0, quiet_seconds: float = 10.0
+    ) -> None:
         self.folder, self.steps, self.save_every, self.batch = folder, steps, save_every, batch
-        self.quiet_seconds = quiet_seconds
+        self.start, self.quiet_seconds = start, quiet_seconds
         self.interrupted = False
         self._spoken = self._began = 0.0
         self._first = 0
@@ -68,9 +70,9 @@ class Watch(Callback):
             say(self._progress(step, values))
         if done or self.interrupted or step % self.save_every == 0:
             trainer.save_checkpoint(self.folder / LAST)
-        if self.interrupted:
+        if self.interrupted and not done:
             trainer.should_stop = True
-            trainer.limit_val_batches = 0  # whoever interrupts does not want to wait for a measurement
+            trainer.limit_val_batches = 0  # whoever interrupts does not want to wait: it is measured on going on
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -80,7 +82,8 @@ class Watch(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("held_out/")
         }
-        self._write(trainer, trainer.global_step, "held_out", held_out)
+        # A measurement before the first step of a run that goes on is of the last one that was taken.
+        self._write(trainer, max(trainer.global_step, self.start), "held_out", held_out)
         if trainer.is_global_zero:
             say("  held out: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items()))
 
@@ -120,6 +123,13 @@ def forget_after(path: Path, step: int) -> None:
     kept = [row for row in rows if len(row) == 4 and int(row[0]) <= step]
     text = "\r\n".join(",".join(row) for row in [head, *kept]) + "\r\n"
     write_whole(path, text.encode())
+
+
+def is_measured(folder: Path, step: int) -> bool:
+    """Whether a run has been measured on held-out frames after a step."""
+    path = folder / "metrics.csv"
+    curves = read_metrics(path) if path.exists() else {}
+    return any(split == "held_out" and step in dict(curve) for (split, _), curve in curves.items())
 
 
 def read_metrics(path: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
