@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,20 @@ from cofield.models.fuse import ConvFuse
 from cofield.models.lift import DepthBins, DepthLSS
 from cofield.models.trunk import CameraBranch, Trunk
 from cofield.models.voxelnet import VoxelNet
-from cofield.train.build import seeded
-from cofield.train.foreign import Layout, _changes, layout_of, load_foreign, read_foreign, translated, turned
+from cofield.train.build import build_trunk, seeded
+from cofield.train.config import BoxTuning, Start
+from cofield.train.foreign import (
+    Layout,
+    _changes,
+    layout_of,
+    load_foreign,
+    read_foreign,
+    shared_parts,
+    translated,
+    turned,
+)
+from cofield.train.recipes import recipe_for
+from cofield.train.run import start_trunk
 from streets import frame
 
 pytest.importorskip("transformers")
@@ -271,3 +284,25 @@ def test_a_file_is_read_as_data_and_never_as_code(tmp_path: Path) -> None:
         read_foreign(tmp_path / "empty.pth")
     with pytest.raises(ValueError, match="cannot be read"):
         read_foreign(tmp_path / "absent.pth")
+
+
+def test_a_run_starts_from_a_released_file_like_from_one_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "released.pth"
+    torch.save({"state_dict": released()}, path)
+    config = recipe_for("boxes:nuscenes-released", BoxTuning)
+    config = replace(config, start=Start(trunk=str(path)))
+    model, direct = trunk(), trunk()
+    report = start_trunk(model, config)
+    assert str(report) == str(load_foreign(direct, path))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), direct.state_dict().values(), strict=True)
+    )
+    with seeded("trunk"):
+        built = build_trunk(config.model, config.grid, config.patch)
+    assert isinstance(built.lidar, VoxelNet)
+    assert built.camera is not None
+    assert built.lidar.metres
+    assert float(built.camera.lift.bins.centres()[0]) == 1.0
+    with seeded("trunk"):
+        alone = Trunk(None, model.lidar, ConvFuse((16,), 16), GRID)
+    assert shared_parts(alone) == ("lidar",)

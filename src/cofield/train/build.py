@@ -64,7 +64,8 @@ def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
             if not isinstance(grid, BoxGrid):
                 raise ValueError("the voxelnet fills a grid of boxes; a cylinder has an encoder of its own")
             height = "collapsed" if grid.count[2] == 1 else "kept"
-            lidar = VoxelNet(grid, model.lidar_width, model.voxel, norm=model.norm, height=height)
+            shape = (grid, model.lidar_width, model.voxel)
+            lidar = VoxelNet(*shape, norm=model.norm, height=height, metres=model.metres)
             widths.append(model.lidar_width)
     return Trunk(camera, lidar, build_fuse(model, tuple(widths), grid), grid)
 

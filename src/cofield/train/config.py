@@ -60,6 +60,7 @@ class Model:
         camera_width: channels of the image features.
         lidar_width: channels of the point features.
         voxel: the voxelnet's cells, in metres.
+        metres: tell the voxelnet where points are in metres, as released weights expect, and not between its borders.
         bins: depths that the lift tells apart, `bin_step` metres each from `bin_lower` on.
         field: density, or a signed distance; or, as the released code (r), for camera rays what their own pixels knew
             before any fusion (frustum), and density for the others.
@@ -81,6 +82,7 @@ class Model:
     camera_width: int = 64
     lidar_width: int = 64
     voxel: tuple[float, float, float] = (0.075, 0.075, 0.2)
+    metres: bool = False
     bins: int = 36
     bin_lower: float = 1.0
     bin_step: float = 1.0
@@ -147,7 +149,7 @@ class Start:
     """Where the trunk's first weights come from.
 
     Args:
-        trunk: a pre-training run, or a trunk's file; None is from scratch.
+        trunk: a pre-training run, or a trunk's file, or a released `.pth`; None is from scratch.
         parts: the parts to load (camera, lidar, fuse, camera.encoder, ...), each of which must match; empty is all.
         allow_grid_change: load a trunk that was trained on another grid.
     """

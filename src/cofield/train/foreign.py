@@ -110,6 +110,12 @@ RULES = _rules()
 OWN = ("camera.token.", "lidar.head.")
 
 
+def shared_parts(trunk: Trunk) -> tuple[str, ...]:
+    """The parts of a trunk that released weights of both sensors fill; fused they are only where both are there."""
+    sensors = tuple(name for name in ("camera", "lidar") if getattr(trunk, name) is not None)
+    return (*sensors, "fuse") if len(sensors) > 1 else sensors
+
+
 def load_foreign(
     trunk: Trunk, path: Path, parts: tuple[str, ...] = ("camera", "lidar", "fuse"), layout: Layout | None = None
 ) -> LoadReport:

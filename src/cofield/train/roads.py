@@ -151,6 +151,16 @@ def map_nuscenes_small() -> MapTuning:
     return _map(nuscenes_small(), KEYFRAMES)
 
 
+def boxes_nuscenes_released() -> BoxTuning:
+    """The same for weights released by BEVFusion or NS-MAE (--trunk FILE.pth): their norms, places and depths."""
+    return _released(boxes_nuscenes())
+
+
+def map_nuscenes_released() -> MapTuning:
+    """The map for weights released by BEVFusion or NS-MAE (--trunk FILE.pth): their norms, places and depths."""
+    return _released(map_nuscenes())
+
+
 def boxes_kitti() -> BoxTuning:
     """Cars, pedestrians and cyclists of KITTI, 40 epochs: a CenterPoint head on the trunk of `kitti`."""
     tuned = _boxes(kitti(), BoxHead("centerpoint", 64, 128, 5, 256, finer=1, classes="kitti"), SCANS)
@@ -186,6 +196,11 @@ def _map(before: Pretraining, frames: int) -> MapTuning:
     head = Head(width=128, cells=200, cell=0.5, occupied=False)
     return MapTuning(boxes.grid, "map", boxes.data, model=boxes.model, patch=boxes.patch, augment=boxes.augment,
                      optim=boxes.optim, head=head)  # fmt: skip
+
+
+def _released(ours: Tuning) -> Tuning:
+    """Norms that stay as they were learned; bins whose middle is where the released ones begin."""
+    return replace(ours, model=replace(ours.model, norm="frozen", metres=True, bin_lower=0.75))
 
 
 def _world(name: str) -> Data:
