@@ -91,7 +91,8 @@ def evaluate(arguments: list[str]) -> int:
         Args:
             run: the run's folder.
             predictions: a nuScenes detection file, or a folder of KITTI texts, to score in place of a run.
-            source: where the frames are from; of a run, its own if not given.
+            source: where the frames are from; of a run, its own if not given. Points of a source with other classes are
+                scored in those that both have in common.
             root: the folder of a data set.
             split: of the source.
             frames: how many, spread over the split; all if not given, 32 of a pre-trained run.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cofield.classes import DETECTION, KITTI, LIDARSEG
+from cofield.classes import COMMON, DETECTION, KITTI, LIDARSEG
 from cofield.data import Source, Wrapped, open_source
 from cofield.data.augment import prepared
 from cofield.data.export_kitti import kitti_labels
@@ -33,11 +33,13 @@ from cofield.frame import Boxes, Frame, collate
 from cofield.grid import Volume
 from cofield.metrics.kitti import KittiAP
 from cofield.metrics.nuscenes import NuScenesScore
+from cofield.train.across import left_out, score_across
 from cofield.train.config import Finetuning
 from cofield.train.results import write_results
 from cofield.train.run import check_classes, open_finetuned, open_run, run_config
 from cofield.train.semi import SemiSegment
 from cofield.train.tasks import Detect, MapSegment, PointSegment, Supervised
+from cofield.train.watch import say
 
 Prediction = MapRaster | Boxes | Int[Tensor, "p"]
 
@@ -160,13 +162,22 @@ def score_run(
     results: Path | None = None,
     skip_broken: bool = False,
 ) -> dict[str, float]:
-    """The score of a fine-tuned run, also written as results if a file is named."""
+    """The score of a fine-tuned run, also written as results if a file is named.
+
+    Of points on a source of other classes it is that of the classes that both have in common, and says what is not.
+    """
     began = time.monotonic()
     config, task, frames_of, indices = _opened(folder, source, root, split, frames, skip_broken)
-    check_classes(config, frames_of)
-    values = score(task, frames_of, indices, config.data.batch)
+    known, common = frames_of.point_classes, {}
+    if isinstance(task, PointSegment | SemiSegment) and known is not None and known != task.classes:
+        say(left_out(task.classes, known))
+        values, common = score_across(task, frames_of, indices, config.data.batch), {"classes": COMMON.space}
+    else:
+        check_classes(config, frames_of)
+        values = score(task, frames_of, indices, config.data.batch)
     if results is not None:
-        common = {"task": config.task, "source": frames_of.name, "steps": config.optim.steps, "seed": config.optim.seed}
+        common |= {"task": config.task, "source": frames_of.name}
+        common |= {"steps": config.optim.steps, "seed": config.optim.seed}
         common |= {"fraction": config.labels.fraction, "trunk": config.start.trunk, "frames": len(indices)}
         rows = [common | {"metric": name, "value": value} for name, value in values.items()]
         write_results(results, rows, time.monotonic() - began)
