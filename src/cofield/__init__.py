@@ -24,6 +24,7 @@ _HOME = {
     "pretrain": "cofield.train.run",
     "finetune": "cofield.train.run",
     "load": "cofield.train.predict",
+    "export_model": "cofield.train.program",
 }
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 

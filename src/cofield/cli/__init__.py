@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from cofield.cli.data import check_data, doctor, export, segments
-from cofield.cli.runs import evaluate, predict, render, report
+from cofield.cli.runs import evaluate, export_model, predict, render, report
 from cofield.cli.training import demo, finetune, pretrain, recipes, sweep
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
@@ -19,6 +19,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "segments": segments,
     "evaluate": evaluate,
     "predict": predict,
+    "export-model": export_model,
     "report": report,
     "sweep": sweep,
     "demo": demo,

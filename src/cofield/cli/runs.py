@@ -148,6 +148,35 @@ def predict(arguments: list[str]) -> int:
     return 0
 
 
+def export_model(arguments: list[str]) -> int:
+    """Write a fine-tuned run as one file that torch runs, with or without Cofield."""
+
+    def options(
+        run: Word, out: Word, source: str | None = None, root: Path | None = None, split: str = "val"
+    ) -> tuple[str, Path, str | None, Path | None, str]:
+        """Export a model.
+
+        Args:
+            run: the run's folder.
+            out: the file to write, MODEL.pt2 for instance.
+            source: where a frame is from that has as many images as all, and of their size; the run's own if not given.
+            root: the folder of a data set.
+            split: of the source.
+        """
+        return run, Path(out), source, root, split
+
+    from cofield.data import open_source
+    from cofield.train.program import export_model as write
+    from cofield.train.run import run_config
+
+    run, out, source, root, split = parse(options, export_model, arguments)
+    data = run_config(Path(run)).data
+    card = write(run, out, open_source(source or data.source, root or data.root, split, data.sweeps)[0])
+    images = "no images" if card.images is None else "{} images of {}×{}".format(*card.images)
+    print(f"{out}: {card.task} from points and {images}, {out.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
 def report(arguments: list[str]) -> int:
     """Put runs' pictures and numbers, and sweeps' results, into one HTML file."""
     from cofield.train.config import SegmentTuning

@@ -73,6 +73,11 @@ class KittiTracking:
     def __len__(self) -> int:
         return len(self._scans)
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The names of the frames, in order: SEQUENCE/NUMBER."""
+        return tuple(f"{sequence}/{stem}" for sequence, stem in self._scans)
+
     def scenes(self) -> list[str]:
         """The sequence of every frame."""
         return [sequence for sequence, _ in self._scans]
@@ -100,6 +105,17 @@ class KittiTracking:
             origins_ego=torch.tensor([[0.0, 0.0, LIDAR_HEIGHT]]),
             boxes=drive.boxes(number, inverse(cam0_T_ego)) if self._has_labels else None,
         )
+
+    def labels(self, a_T_cam0: Float[Tensor, "4 4"]) -> dict[str, Boxes]:
+        """The boxes of every frame by its token, in a frame given by the rectified camera's pose in it."""
+        if not self._has_labels:
+            raise ValueError(
+                f"split {self.split!r} of {self.root} has no labels; label_02 has those of the training folder"
+            )
+        found = {}
+        for token, (sequence, stem) in zip(self.tokens, self._scans, strict=True):
+            found[token] = self._drive(sequence).boxes(int(stem), a_T_cam0)
+        return found
 
     @cached_property
     def _scans(self) -> tuple[tuple[str, str], ...]:

@@ -31,7 +31,9 @@ def sample(
     table = features.permute(0, 2, 3, 4, 1).reshape(-1, channels)
     index, weight = corners(unit.detach(), (width, height, depth), wraps)
     index = index + (sample_of * (depth * height * width))[:, None]
-    return _rows(table, index, weight.to(table.dtype))
+    # Exported programs hold torch's own operators alone.
+    kernel = bag if torch.compiler.is_exporting() else _rows
+    return kernel(table, index, weight.to(table.dtype))
 
 
 def bag(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ def splat(
     Args:
         cell: the flat voxel of each pixel's depth bin; -1 for bins outside the grid.
     """
-    return _splat(share, features, cell, cells)
+    # Exported programs hold torch's own operators alone.
+    kernel = depth_by_depth if torch.compiler.is_exporting() else _splat
+    return kernel(share, features, cell, cells)
 
 
 def depth_by_depth(share: Tensor, features: Tensor, cell: Tensor, cells: int) -> Tensor:

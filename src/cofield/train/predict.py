@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from cofield.classes import COMMON, DETECTION, KITTI, LIDARSEG
@@ -14,10 +13,12 @@ from cofield.data.augment import prepared
 from cofield.data.export_kitti import kitti_labels
 from cofield.data.folders import SkipBroken
 from cofield.data.kitti import Kitti
+from cofield.data.kitti_tracking import KittiTracking
 from cofield.data.loader import evaluation_batches, spread
 from cofield.data.nuscenes import NuScenes
 from cofield.data.nuscenes_truth import Truth, official_truth
 from cofield.data.submission import (
+    UPRIGHT_T_CAM,
     MapRaster,
     in_world,
     read_detections,
@@ -35,21 +36,22 @@ from cofield.metrics.kitti import KittiAP
 from cofield.metrics.nuscenes import NuScenesScore
 from cofield.train.across import left_out, score_across
 from cofield.train.config import Finetuning
+from cofield.train.program import Prediction, load_program
 from cofield.train.results import write_results
 from cofield.train.run import check_classes, open_finetuned, open_run, run_config
 from cofield.train.semi import SemiSegment
 from cofield.train.tasks import Detect, MapSegment, PointSegment, Supervised
 from cofield.train.watch import say
 
-Prediction = MapRaster | Boxes | Int[Tensor, "p"]
-
 
 def load(run: Path | str) -> Callable[[Frame], Prediction | Volume]:
-    """What a run has learned to say of a frame.
+    """What a run, or the program that one was exported as, has learned to say of a frame.
 
     A fine-tuned one gives its map, its boxes or the labels of the frame's points; a pre-trained one the trunk's volume.
     """
     folder = Path(run)
+    if folder.is_file():
+        return load_program(folder)
     if isinstance(run_config(folder), Finetuning):
         config, task = open_finetuned(folder)
         still = config.augment.evaluation()
@@ -190,6 +192,8 @@ def score_file(path: Path, source: str, root: Path | None, split: str) -> dict[s
     if isinstance(frames, Kitti):
         found = read_kitti(path, frames.tokens)
         return score_kitti(found, read_kitti(frames.folder / "label_2", frames.tokens, scored=False))
+    if isinstance(frames, KittiTracking):
+        return score_kitti(read_kitti(path, frames.tokens), frames.labels(UPRIGHT_T_CAM))
     if frames.box_classes != DETECTION:
         raise ValueError(f"{frames.name} has no boxes that result files are scored against; nuscenes and kitti have")
     counted, known = NuScenesScore(), {truth.token: truth for truth in nuscenes_truth(frames)}
