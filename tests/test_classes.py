@@ -48,6 +48,14 @@ def test_what_another_data_set_calls_a_class_is_one_table() -> None:
     assert translation(LIDARSEG, SEMANTICKITTI)[LIDARSEG.index("manmade")] == SEMANTICKITTI.index("building")
 
 
+def test_a_cyclist_is_a_bicycle_and_comes_back_as_a_cyclist() -> None:
+    there, back = translation(KITTI, DETECTION), translation(DETECTION, KITTI)
+    assert DETECTION.names[there[KITTI.index("Cyclist")]] == "bicycle"
+    known = [KITTI.index(name) for name in ("Car", "Truck", "Pedestrian", "Cyclist")]
+    assert back[there[known]].tolist() == known
+    assert there[[KITTI.index("Tram"), KITTI.index("Misc")]].tolist() == [UNKNOWN, UNKNOWN]
+
+
 def test_within_one_space_nothing_changes() -> None:
     assert translation(DETECTION, DETECTION).tolist() == list(range(10))
 

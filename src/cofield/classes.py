@@ -194,6 +194,15 @@ COUNTERPARTS: dict[tuple[str, str], dict[str, str]] = {
         "bicycle": "Cyclist",
         "pedestrian": "Pedestrian",
     },
+    # What nuScenes calls a bicycle has its rider in its box, and so has KITTI's Cyclist.
+    (KITTI.space, DETECTION.space): {
+        "Car": "car",
+        "Van": "car",
+        "Truck": "truck",
+        "Pedestrian": "pedestrian",
+        "Person_sitting": "pedestrian",
+        "Cyclist": "bicycle",
+    },
     (LIDARSEG.space, SEMANTICKITTI.space): {
         "bicycle": "bicycle",
         "bus": "other-vehicle",
