@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from cofield import cli
 from cofield.classes import LIDARSEG, UNKNOWN, Classes
 from cofield.data import Source
 from cofield.data.augment import Augment
@@ -16,15 +17,17 @@ from cofield.data.simulate import World
 from cofield.data.stored import Stored
 from cofield.frame import Batch, Frame, collate
 from cofield.grid import CylinderGrid
+from cofield.train import run
 from cofield.train.build import build_finetuning
 from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
 from cofield.train.methods import METHODS, with_method
-from cofield.train.recipes import recipe
+from cofield.train.recipes import RECIPES, recipe
 from cofield.train.roads import cylinder
 from cofield.train.run import finetune
 from cofield.train.semi import SemiSegment, Supplies, commonest, inclination, interleaved, scans_of, supplied, total
 from cofield.train.sweep import Sweep, cells, configured
 from cofield.train.watch import read_metrics
+from cofield.view import segments as segment_pictures
 from streets import GRID, frame
 
 ROUND = CylinderGrid((0.0, -torch.pi, -2.0), (1.5, torch.pi / 8, 1.0), (8, 16, 6))
@@ -357,3 +360,32 @@ def test_a_few_scans_are_learned_by_heart() -> None:
         optimizer.step()
     known = batch.points.labels != UNKNOWN
     assert (task(batch) == batch.points.labels)[known].float().mean() > 0.95
+
+
+def test_a_folder_of_segments_is_made_and_learned_from_by_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (run, segment_pictures):
+        monkeypatch.setattr(place, "open_source", lambda *_, **__: Town())
+    wish, folder = config(pseudo=replace(TRUSTING, count=2)), tmp_path / "segments"
+    monkeypatch.setitem(RECIPES, "lidarseg:world:small", lambda: wish)
+
+    def cofield(*words: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    learn = ("finetune", "lidarseg:world:small", "--trunk", "none", "--pseudo.segments", str(folder))
+    assert cofield(*learn, "--run", str(tmp_path / "early")) == 2
+    assert f"cofield segments town --out {folder} makes it" in capsys.readouterr().err
+    assert cofield("segments", "town", "--out", str(folder), "--pictures", "0") == 0
+    assert len(list(folder.glob("*.npz"))) == 5
+    assert cofield(*learn, "--run", str(tmp_path / "run")) == 0
+    assert "miou" in capsys.readouterr().out
+    learned = read_metrics(tmp_path / "run" / "metrics.csv")[("train", "labelled")]
+    assert all(value > 0 for _, value in learned)
+    assert not (tmp_path / "cache" / "segments").exists(), "nothing is computed beside the folder"
+    finer = (*learn, "--pseudo.segmenter", "felzenszwalb-fine", "--run", str(tmp_path / "finer"))
+    assert cofield(*finer) == 2
+    assert "make it anew, or in another folder: cofield segments town" in capsys.readouterr().err
