@@ -41,7 +41,7 @@ def main() -> None:
     rows = [common | {"metric": name, "value": value} for name, value in scores.items()]
     for row in rows:
         print(f"{row['metric']:<20} {row['value']:.4f}")
-    write_pictures(paint_frame(task, one[0]), config.grid, arguments.pictures, arguments.recipe)
+    write_pictures(paint_frame(task, one[0]), config.grid, arguments.pictures, arguments.recipe.replace(":", "-"))
     if arguments.out:
         write_results(arguments.out, rows, time.monotonic() - began)
 

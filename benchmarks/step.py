@@ -3,7 +3,7 @@
     python benchmarks/step.py [RECIPE] [--steps 12] [--threads 2] [--out results/bench-cpu/step.json]
     python benchmarks/step.py world:nuscenes-like --one-frame --steps 20 --out results/bench-cpu/full-size.json
 
-With `--one-frame` every step takes the same frame with the same parts hidden, at the recipe's highest rate: every term
+With `--one-frame` every step takes the same frame with the same parts hidden, at a constant rate: every term
 should fall and every parameter that is built should get a gradient. The same script runs on CUDA when there is a GPU.
 """
 
@@ -39,9 +39,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = recipe_for(arguments.recipe, Pretraining)
     config = replace(config, data=replace(config.data, root=arguments.root or config.data.root))
+    config = replace(config, optim=replace(config.optim, rate=arguments.rate or config.optim.rate))
     task = build_pretraining(config).to(device)
     compute_in(task, compute_type(config.optim.precision))
     optimizer = one_cycle_adamw(task, config.optim)["optimizer"]
+    for group in optimizer.param_groups:
+        group["lr"] = config.optim.rate  # the cycle starts below it
     batches = one_frame(config) if arguments.one_frame else frames(config)
     at_once = 1 if arguments.one_frame else config.data.batch
     history: dict[str, list[float]] = defaultdict(list)
@@ -153,6 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", default="world:small")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rate", type=float, help="constant, in place of the recipe's highest")
     parser.add_argument("--one-frame", action="store_true", help="always the same frame, with the same parts hidden")
     parser.add_argument("--root", help="the folder of a data set")
     parser.add_argument("--out", type=Path)

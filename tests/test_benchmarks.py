@@ -1,0 +1,41 @@
+"""The scripts under benchmarks/ that no other check runs: a few steps of the smallest recipe."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "benchmarks"
+
+
+def ran(script: str, *arguments: str) -> str:
+    """What a script prints."""
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_step_are_all_of_it_and_one_frame_is_learned(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    ran("step.py", "world:tiny", "--one-frame", "--steps", "12", "--threads", "1", "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert sum(row["share"] for row in rows if "share" in row) == pytest.approx(1, abs=0.01)
+    terms = {row["term"]: row for row in rows if "term" in row}
+    assert set(terms) == {"colour", "depth", "range", "free", "height", "above_colour"}
+    assert terms["range"]["last_five"] < terms["range"]["first_five"]
+    (last,) = (row for row in rows if "without_gradient" in row)
+    assert last["without_gradient"] == []
+
+
+@pytest.mark.slow
+def test_a_frame_by_heart_is_measured_and_painted(tmp_path: Path) -> None:
+    out, pictures = tmp_path / "frame.json", tmp_path / "pictures"
+    ran("overfit.py", "world:tiny", "--steps", "3", "--run", str(tmp_path / "run"), "--pictures", str(pictures),
+        "--out", str(out))  # fmt: skip
+    metrics = {row["metric"] for row in json.loads(out.read_text())["rows"]}
+    assert {"psnr", "psnr_mean_image", "range_error"} <= metrics
+    assert (pictures / "world-tiny-cameras.png").is_file()
