@@ -181,6 +181,24 @@ def test_if_all_segments_are_rejected_the_loss_is_zero_and_the_run_goes_on() -> 
     assert all(w.grad is None or w.grad.isfinite().all() for w in task.parameters())
 
 
+def test_pseudo_labels_say_what_is_there_and_only_carving_ones_also_where() -> None:
+    for carves in (False, True):
+        task, batch = made(config(few("nerf", carves=carves)))
+        assert task.field is not None
+        weight, value = task.learn(batch, 1)[0]["pseudo"]
+        (weight * value).backward()
+        said, where = (part.weight.grad for part in (task.field.kind[-1], task.field.density[-1]))
+        assert said is not None
+        assert said.any()
+        assert (where is not None and bool(where.any())) == carves
+
+
+def test_ranges_of_unlabelled_scans_teach_before_their_pseudo_labels_do() -> None:
+    task, batch = made(config(few("nerf", ranges=0.5, ramp=(0.5, 1.0))))
+    assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range", "free_range"}
+    assert set(task.learn(batch, task.optim.steps)[0]) >= {"free_range", "pseudo"}
+
+
 @pytest.mark.parametrize(
     ("semi", "pseudo"),
     [

@@ -45,18 +45,22 @@ def joined(pieces: list[Seen]) -> Seen:
     )
 
 
-def render(field: AnyField, volume: Volume | Frusta, rays: Rays, jitter: Float[Tensor, "r s"]) -> Seen:
+def render(
+    field: AnyField, volume: Volume | Frusta, rays: Rays, jitter: Float[Tensor, "r s"], fixed: bool = False
+) -> Seen:
     """The field along rays, one sample in each of the growing intervals.
 
     Args:
         jitter: the place of each sample within its interval, 0 to 1. One half renders without noise.
+        fixed: densities are taken as they are: an error of what is seen then teaches channels alone.
     """
-    return look(field, volume, rays, even(rays, jitter))
+    return look(field, volume, rays, even(rays, jitter), fixed)
 
 
-def look(field: AnyField, volume: Volume | Frusta, rays: Rays, steps: Steps) -> Seen:
+def look(field: AnyField, volume: Volume | Frusta, rays: Rays, steps: Steps, fixed: bool = False) -> Seen:
     """The field along rays, at the samples that a sampler chose."""
     density, values = _along(field, volume, rays, steps)
+    density = density.detach() if fixed else density
     weight = ray_weights(density, steps.length)
     opacity = weight.sum(-1)
     return Seen(

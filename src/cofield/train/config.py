@@ -339,7 +339,8 @@ class Semi:
         ramp: the shares of all steps at which what unlabelled scans teach begins to count, and counts in full.
         beams: rendered of each scan by `nerf`.
         rendered: the weight of their class and their range, where scans are labelled.
-        ranges: the weight of their range where scans are not.
+        ranges: the weight of their range where scans are not, from the first step on.
+        carves: let pseudo-labels move what is where, and not only say what it is.
         mixing: the weight of scans mixed as LaserMix does, with the labels of a teacher; 0 does without both.
         momentum: of the teacher's weights, which follow the network's.
         sure: how likely a class must be for the teacher to name it.
@@ -352,6 +353,7 @@ class Semi:
     beams: int = 256
     rendered: float = 0.5
     ranges: float = 0.0
+    carves: bool = False
     mixing: float = 0.0
     momentum: float = 0.99
     sure: float = 0.9

@@ -165,16 +165,17 @@ class SemiSegment(Supervised[PointIoU]):
                 terms |= {"beams": (self.semi.rendered, classes), "range": (self.semi.rendered, ranges)}
         begin, full = self.semi.ramp
         rise = ramp(step, self.optim.steps, full - begin, begin)
-        if len(others) and rise > 0:
+        # Ranges are measured and need no network to be sure of anything: they teach from the first step on.
+        if len(others) and (rise > 0 or self.semi.ranges):
             reading = self.read(others) if self.semi.looks else None
-            if reading is not None and self.semi.weight:
+            if reading is not None and self.semi.weight and rise > 0:
                 look = self.rendered if self.semi.method == "nerf" else self.projected
                 value, votes, truth = look(others, reading)
                 terms["pseudo"] = self.semi.weight * rise, value
                 scores |= votes.score(truth)
             if reading is not None and self.semi.ranges:
-                terms["free_range"] = self.semi.ranges * rise, self.along_beams(others, reading)[1]
-            if self.semi.mixing and len(taught):
+                terms["free_range"] = self.semi.ranges, self.along_beams(others, reading)[1]
+            if self.semi.mixing and len(taught) and rise > 0:
                 terms["mixed"] = self.semi.mixing * rise, self.mixed(taught, others)
         return terms, scores
 
@@ -213,7 +214,7 @@ class SemiSegment(Supervised[PointIoU]):
             segment = segments.flatten()[pixels]
         rays = Rays.from_cameras(batch, pixels, volume.grid)
         jitter = jitter_of(batch, rays, pseudo.samples, seed, "segments")
-        seen = seen_classes(render(field, volume, rays, jitter))
+        seen = seen_classes(render(field, volume, rays, jitter, fixed=not self.semi.carves))
         votes = vote(seen, segment, self.confidence, self.supplies.prior)
         truth = None if self.supplies.truth is None else self.supplies.truth.pixels(batch).flatten()[pixels]
         return rendered_loss(seen, votes.label), votes, truth
