@@ -73,7 +73,7 @@ def novel_pictures(painting: Painting) -> list[tuple[str, Picture]]:
 def beam_pictures(painting: Painting, columns: int = 360) -> list[tuple[str, Picture]]:
     """The LiDAR as a panorama of ranges: what was visible, rendered, true, and the relative error.
 
-    A row is a beam where the elevations tell beams apart, and else a thirty-second of the field of view.
+    Black is hidden, without a return, or never inside the grid; white passes through it. A row is a beam where the elevations tell beams apart, and else a thirty-second of the field of view.
     """
     view, seen = painting.views["beam"]
     away = view.rays.direction
@@ -86,8 +86,8 @@ def beam_pictures(painting: Painting, columns: int = 360) -> list[tuple[str, Pic
     column = ((np.pi - azimuth) / (2 * np.pi) * columns).long() % columns
     place, shape = row * columns + column, (rows, columns)
     true = torch.where(view.targets["range"].valid, view.targets["range"].value, view.rays.far)
-    shown = torch.where(painting.hidden.points[view.rays.source], torch.inf, true)
-    error = (seen.range - true).abs() / true.clamp(min=1e-3) / WORST
+    shown = torch.where(painting.hidden.points[view.rays.source], torch.nan, true)
+    error = torch.where(true > 0, (seen.range - true).abs() / true / WORST, torch.nan)
     panorama = {"visible beams": shown, "rendered range": seen.range, "true range": true}
     found = [(name, depth_picture(_holes(scattered(place, value, shape)))) for name, value in panorama.items()]
     return [(name, _taller(each)) for name, each in [*found, ("relative error", heat(scattered(place, error, shape)))]]
