@@ -4,13 +4,16 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; what 
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cofield.train.results import paired_difference, read_results
+from cofield.train.config import flat
+from cofield.train.recipes import recipe
+from cofield.train.results import paired_difference, read_cell, read_results
 from cofield.train.sweep import kind_of
 from cofield.view.efficiency import ORDER, head, lines, metric_table, ordered, signed
 from cofield.view.report import MEANING
@@ -67,12 +70,82 @@ def filled(text: str) -> str:
 
 def rendering() -> str:
     """What pre-trained fields paint of held-out frames."""
-    found = read_results(RESULTS / "rendering")
+    found = [row for row in read_results(RESULTS / "rendering") if row["task"] == "pretrain"]
     runs = list(dict.fromkeys(row["cell"] for row in found))
     value = {(row["cell"], row["metric"]): row["value"] for row in found}
     names = [name for name in MEANING if any((run, name) in value for run in runs)]
     rows = [[MEANING[name], *(shown(name, value.get((run, name))) for run in runs)] for name in names]
     return markdown(["held-out frames", *(f"`{run}`" for run in runs)], rows)
+
+
+def one_frame() -> str:
+    """What is shown of one frame that was learned by heart."""
+    found = [row for row in read_results(RESULTS / "rendering") if row["task"] == "one frame"]
+    value = {(row["recipe"], row["metric"]): row["value"] for row in found}
+    recipes = list(dict.fromkeys(row["recipe"] for row in found))
+    names = [name for name in MEANING if any((each, name) in value for each in recipes)]
+    rows = [[MEANING[name], *(shown(name, value.get((each, name))) for each in recipes)] for name in names]
+    return markdown(["one frame", *(f"`{each}`" for each in recipes)], rows)
+
+
+def full_size() -> str:
+    """Memory, time and terms of the papers' model on one frame."""
+    found = read_cell(RESULTS / "bench-cpu" / "full-size.json")
+    (whole,) = (row for row in found if row.get("part") == "all")
+    (last,) = (row for row in found if "without_gradient" in row)
+    rows = [
+        ["peak memory of the process", f"{whole['memory_gib']} GiB"],
+        ["a step", f"{1 / whole['frames_per_second']:.0f} s"],
+        ["parameters without a gradient", str(len(last["without_gradient"]))],
+    ]
+    rows += [
+        [f"`{row['term']}`, first five steps and last five", f"{row['first_five']:.3g} → {row['last_five']:.3g}"]
+        for row in found
+        if "term" in row
+    ]
+    return markdown(["", f"`{whole['case']}`"], rows)
+
+
+def recipe_fields() -> str:
+    """Every field of the recipes at the papers' size, and where its value is from."""
+    return fields_table(("nuscenes", "nuscenes-small", "kitti"), set())
+
+
+def recipe_heads() -> str:
+    """What recipes for tuning have beside."""
+    known = {*flat(recipe("nuscenes")), "start.trunk", "start.parts", "start.allow_grid_change"}
+    return fields_table(("boxes:nuscenes", "map:nuscenes", "boxes:kitti"), known)
+
+
+def fields_table(names: tuple[str, ...], known: set[str]) -> str:
+    """The fields of recipes that are not yet known; each must have a source."""
+    source = json.loads((ROOT / "docs" / "recipe_sources.json").read_text())
+    first, *others = (flat(recipe(name)) for name in names)
+    fields = dict.fromkeys([*first, *(each for other in others for each in other)])
+    rows = []
+    for field in fields:
+        if field == "task" or field in known:
+            continue
+        cells = [plain(first[field]) if field in first else "–"]
+        cells += [("" if other[field] == first.get(field, ...) else plain(other[field])) if field in other else "–"
+                  for other in others]  # fmt: skip
+        rows.append([f"`{field}`", *cells, source[field]])
+    return markdown(["field", *(f"`{name}`" for name in names), "from"], rows)
+
+
+def plain(value: object) -> str:
+    """A value as one would write it."""
+    match value:
+        case bool() | None:
+            return {True: "yes", False: "no", None: "none"}[value]
+        case float():
+            return f"{value:.4g}"
+        case tuple() | list():
+            return ", ".join(plain(each) for each in value) or "none"
+        case dict():
+            return ", ".join(f"{name} {plain(each)}" for name, each in value.items()) or "none"
+        case _:
+            return str(value)
 
 
 def label_efficiency() -> str:
@@ -104,7 +177,7 @@ def label_controls() -> str:
     for name in dict.fromkeys(row["metric"] for row in known):
         means = {line.init: line.value.mean for line in lines(known, name)}
         rows.append([name.replace("_", " "), *(f"{means[init]:.3f}" for init in starts)])
-    return markdown([f"IoU, {len(seeds)} of 5 seeds", *(f"`{init}`" for init in starts)], rows)
+    return markdown([f"IoU, {len(seeds)} seeds", *(f"`{init}`" for init in starts)], rows)
 
 
 def lidar_segmentation() -> str:
@@ -223,6 +296,10 @@ def sparse() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "rendering": rendering,
+    "one-frame": one_frame,
+    "full-size": full_size,
+    "recipe-fields": recipe_fields,
+    "recipe-heads": recipe_heads,
     "label-efficiency": label_efficiency,
     "label-classes": label_classes,
     "label-controls": label_controls,
