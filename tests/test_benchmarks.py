@@ -39,3 +39,14 @@ def test_a_frame_by_heart_is_measured_and_painted(tmp_path: Path) -> None:
     metrics = {row["metric"] for row in json.loads(out.read_text())["rows"]}
     assert {"psnr", "psnr_mean_image", "range_error"} <= metrics
     assert (pictures / "world-tiny-cameras.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_frame_is_timed_as_a_run_and_as_a_program_with_any_sensors(tmp_path: Path) -> None:
+    out = tmp_path / "predict.json"
+    ran("predict.py", "points:world:small", "--frames", "1", "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    cases = {(row["sensors"], row["backend"], row["precision"]) for row in rows}
+    for sensors in ("cameras and LiDAR", "LiDAR", "cameras"):
+        assert {(sensors, "run", "32"), (sensors, "program", "32")} <= cases
+    assert all(row["ms"] > 0 and row["gib"] > 0 for row in rows)
