@@ -126,7 +126,7 @@ def learning(case: str, history: dict[str, list[float]], untouched: list[str]) -
     """Every term's mean over the first and over the last five steps, and the parameters without any gradient."""
     rows: list[Row] = [
         {"op": "learn", "case": case, "term": name, "steps": len(values), "first_five": statistics.mean(values[:5]),
-         "last_five": statistics.mean(values[-5:])}
+         "last_five": statistics.mean(values[-5:]), "values": [round(value, 5) for value in values]}
         for name, values in history.items()
     ]  # fmt: skip
     return [*rows, {"op": "learn", "case": case, "without_gradient": untouched}]
