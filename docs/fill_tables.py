@@ -294,6 +294,20 @@ def sparse() -> str:
     return markdown(["case", "ours", "time", "spconv fp32", "of spconv's time"], rows)
 
 
+def predict() -> str:
+    """What a frame costs a fine-tuned model, as a run and as a program."""
+    found = read_cell(RESULTS / "bench-cpu" / "predict.json")
+    backends = list(dict.fromkeys((row["backend"], row["precision"]) for row in found))
+    rows = []
+    for case in dict.fromkeys((row["case"], row["sensors"]) for row in found):
+        mine = {(row["backend"], row["precision"]): row for row in found if (row["case"], row["sensors"]) == case}
+        cells = [f"{mine[each]['ms']:.0f} ms, {mine[each]['gib']:.2f} GiB" for each in backends]
+        rows.append([f"`{case[0]}`", case[1], *cells])
+    threads = ", ".join(str(each) for each in dict.fromkeys(row["threads"] for row in found))
+    titles = [f"{backend}, {'fp32' if precision == '32' else precision}" for backend, precision in backends]
+    return markdown([f"a frame, threads: {threads}", "sensors", *titles], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rendering": rendering,
     "one-frame": one_frame,
@@ -313,6 +327,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tables": tables,
     "metrics": metrics,
     "sparse": sparse,
+    "predict": predict,
 }
 
 
