@@ -1,4 +1,5 @@
 import importlib.util
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -57,6 +58,20 @@ def test_the_page_of_a_sweep_shows_every_start_every_class_and_the_command(cells
         assert text in page
     assert "http-equiv" not in page
     assert "<script" not in page
+
+
+def test_the_page_of_a_sweep_of_boxes_has_the_score_of_its_data_set_and_leaves_out_what_was_not_scored(
+    tmp_path: Path,
+) -> None:
+    scores = {"space.Car.moderate.r40": 0.5, "space.Cyclist.moderate.r40": math.nan, "ground.Car.easy.r11": 0.625}
+    for init in ("scratch", "pretrained"):
+        common = {"task": "detect", "source": "kitti", "fraction": 0.1, "seed": 0, "init": init, "steps": 9}
+        rows = [common | {"trunk": None, "metric": name, "value": value} for name, value in scores.items()]
+        write_results(tmp_path / f"{init}.json", rows, 1.0, "cofield sweep boxes --recipe boxes:kitti")
+    page = "".join(report_results(tmp_path))
+    assert "space.Car.moderate.r40 on held-out frames" in page
+    assert "0.625" in page
+    assert "Cyclist" not in page
 
 
 def test_a_folder_without_cells_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
@@ -13,7 +14,7 @@ from cofield.train.results import Interval, Row, interval, paired_difference, re
 from cofield.train.sweep import kind_of
 from cofield.view.report import table
 
-MAIN = {"map": "miou", "detect": "map", "points": "miou", "segment": "miou"}  # the one number of a task
+MAIN = ("miou", "map", "space.Car.moderate.r40")  # the one number of a task: the first that it has
 ORDER = ("scratch", "scratch-equal-compute", "scratch-converged", "pretrained")
 COLOURS: dict[str, str] = dict(zip(ORDER, ("#64748b", "#0e7490", "#7c3aed", "#c2410c"), strict=True))
 REFERENCES = ("scratch", "supervised")  # what all others are compared with
@@ -84,8 +85,10 @@ def report_results(folder: Path) -> list[str]:
     rows = read_results(folder)
     if not rows or any("init" not in row for row in rows):
         raise ValueError(f"{folder} holds no cells of a sweep; cofield sweep NAME writes them to results/NAME")
-    task = rows[0]["task"]
-    main = MAIN[task]
+    # A class that held-out frames do not have, or that was not scored, is no number.
+    rows = [row for row in rows if not math.isnan(row["value"])]
+    task, names = rows[0]["task"], {row["metric"] for row in rows}
+    main = next(name for name in MAIN if name in names)
     commands = sorted({json.loads(path.read_text())["command"] for path in folder.glob("*.json")})
     parts = []
     for source in dict.fromkeys(row["source"] for row in rows):
