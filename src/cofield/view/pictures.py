@@ -73,7 +73,8 @@ def novel_pictures(painting: Painting) -> list[tuple[str, Picture]]:
 def beam_pictures(painting: Painting, columns: int = 360) -> list[tuple[str, Picture]]:
     """The LiDAR as a panorama of ranges: what was visible, rendered, true, and the relative error.
 
-    Black is hidden, without a return, or never inside the grid; white passes through it. A row is a beam where the elevations tell beams apart, and else a thirty-second of the field of view.
+    Black is hidden, without a return, or never inside the grid; white passes through it. A row is a beam where the
+    elevations tell beams apart, and else a thirty-second of the field of view.
     """
     view, seen = painting.views["beam"]
     away = view.rays.direction
