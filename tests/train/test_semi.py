@@ -17,6 +17,8 @@ from cofield.data.simulate import World
 from cofield.data.stored import Stored
 from cofield.frame import Batch, Frame, collate
 from cofield.grid import CylinderGrid
+from cofield.models.field import Field
+from cofield.rays import Rays
 from cofield.train import run
 from cofield.train.build import build_finetuning
 from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
@@ -407,3 +409,21 @@ def test_a_folder_of_segments_is_made_and_learned_from_by_the_command_line(
     finer = (*learn, "--pseudo.segmenter", "felzenszwalb-fine", "--run", str(tmp_path / "finer"))
     assert cofield(*finer) == 2
     assert "make it anew, or in another folder: cofield segments town" in capsys.readouterr().err
+
+
+def test_cameras_are_shown_what_is_near_points_and_nothing_else() -> None:
+    """A field that is opaque everywhere stops no ray where the scan has no points, unless it is asked to look there."""
+    task, batch = made(config(few("nerf")))
+    assert isinstance(task.field, Field)
+    torch.nn.init.constant_(task.field.density[-1].bias, 50.0)
+    others = batch.select([1])
+    volume = task.read(others).volume
+    assert volume is not None
+    rays = Rays.from_cameras(others, torch.arange(others.valid.numel()), volume.grid)
+    jitter = torch.full((len(rays), 16), 0.5)
+    far = replace(others, points=replace(others.points, xyz_ego=others.points.xyz_ego + 1e4))
+    assert task.see(others, volume, rays, jitter).opacity.max() > 0.99
+    assert task.see(far, volume, rays, jitter).opacity.max() == 0
+    task.pseudo = replace(task.pseudo, everywhere=True)
+    inside = rays.far > rays.near
+    assert task.see(far, volume, rays, jitter).opacity[inside].min() > 0.99

@@ -387,6 +387,7 @@ class Pseudo:
         rays: of a segment.
         samples: along each ray, also of beams.
         cameras: random ones of each scan in a step; None is all.
+        everywhere: look also where no points are nearby, which nothing but pseudo-labels ever teaches.
         caution: against the loss of rare classes: 1 keeps only what would be kept if classes were equally frequent.
         balance: the bolder answer: every vote is cast as if they were.
     """
@@ -401,6 +402,7 @@ class Pseudo:
     rays: int = 32
     samples: int = 64
     cameras: int | None = None
+    everywhere: bool = False
     caution: float = 0.0
     balance: float = 0.0
 

@@ -13,7 +13,6 @@ from cofield.data.segment_cache import SegmentCache
 from cofield.data.segments import segmenter_called
 from cofield.frame import Batch, Frame, collate
 from cofield.models.project import in_front, point_labels
-from cofield.models.render import render
 from cofield.models.semantics import entropy, seen_classes
 from cofield.models.vote import told_apart, vote
 from cofield.rays import Rays
@@ -107,7 +106,7 @@ def rendered(
     rays = Rays.from_cameras(batch, pixels, reading.volume.grid)
     for start in range(0, len(rays), RAYS):
         piece = rays.select(slice(start, start + RAYS))
-        seen = render(task.field, reading.volume, piece, torch.full((len(piece), task.pseudo.samples), 0.5))
+        seen = task.see(batch, reading.volume, piece, torch.full((len(piece), task.pseudo.samples), 0.5))
         classes.append(seen_classes(seen))
         said.append(torch.where(seen.opacity > SOLID, classes[-1].argmax(-1), UNKNOWN))
     return torch.cat(classes), torch.cat(said)

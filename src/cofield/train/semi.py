@@ -29,7 +29,8 @@ from cofield.models.cylinder import Cylinder3D, CylinderHead
 from cofield.models.field import Field
 from cofield.models.pointseg import PointHead, known_labels
 from cofield.models.project import in_front, point_labels
-from cofield.models.render import render
+from cofield.models.render import Seen, look, render
+from cofield.models.sampler import occupancy, skipping
 from cofield.models.semantics import rendered_loss, seen_classes, segmentation_loss
 from cofield.models.trunk import Trunk
 from cofield.models.vote import Confidence, Votes, frequencies, ramp, segment_pixels, told_apart, vote
@@ -214,10 +215,23 @@ class SemiSegment(Supervised[PointIoU]):
             segment = segments.flatten()[pixels]
         rays = Rays.from_cameras(batch, pixels, volume.grid)
         jitter = jitter_of(batch, rays, pseudo.samples, seed, "segments")
-        seen = seen_classes(render(field, volume, rays, jitter, fixed=not self.semi.carves))
+        seen = seen_classes(self.see(batch, volume, rays, jitter))
         votes = vote(seen, segment, self.confidence, self.supplies.prior)
         truth = None if self.supplies.truth is None else self.supplies.truth.pixels(batch).flatten()[pixels]
         return rendered_loss(seen, votes.label), votes, truth
+
+    def see(self, batch: Batch, volume: Volume, rays: Rays, jitter: Float[Tensor, "r s"]) -> Seen:
+        """What camera rays see of a volume, by default only where points are, and in the cells beside them.
+
+        Elsewhere nothing ever taught the field: a LiDAR looks up less far than a camera. Opaque and of the commonest
+        class there, it would outvote what it knows.
+        """
+        assert self.field is not None
+        fixed = not self.semi.carves
+        if self.pseudo.everywhere:
+            return render(self.field, volume, rays, jitter, fixed)
+        full = occupancy(batch.points.xyz_ego, batch.sample, volume.grid, len(batch))
+        return look(self.field, volume, rays, skipping(rays, jitter, full, volume.grid), fixed)
 
     def projected(self, batch: Batch, reading: Reading) -> tuple[Tensor, Votes, Tensor | None]:
         """The error of points against what the segments that they fall on voted for: the plain alternative."""
