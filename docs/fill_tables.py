@@ -244,7 +244,7 @@ def world() -> str:
 
 def step() -> str:
     """Where a pre-training step's time goes."""
-    found = [row for row in read_results(RESULTS / "bench-cpu") if row["op"] == "step"]
+    found = read_cell(RESULTS / "bench-cpu" / "step.json")
     rows = [[row["part"], f"{100 * row['share']:.0f} %"] for row in found if "share" in row]
     (whole,) = [row for row in found if row["part"] == "all"]
     rows.append([f"**{whole['threads']} threads**", f"**{whole['frames_per_second']:.1f} frames/s**"])
