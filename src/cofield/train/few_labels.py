@@ -1,0 +1,84 @@
+"""What a run says about scans without labels: how they teach, and how camera pixels come by pseudo-labels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Semi:
+    """How unlabelled scans teach. `data.batch` counts the labelled ones of a step.
+
+    Args:
+        method: `supervised` asks nothing of cameras; `nerf` renders the field into them; `projection` drops points
+            onto them, and `projection-consistent` drops labels on which cameras differ.
+        unlabelled: such scans in a step.
+        weight: of pseudo-labels.
+        ramp: the shares of all steps at which what unlabelled scans teach begins to count, and counts in full.
+        beams: rendered of each scan by `nerf`.
+        rendered: the weight of their class and their range, where scans are labelled.
+        ranges: the weight of their range where scans are not, from the first step on.
+        carves: let pseudo-labels move what is where, and not only say what it is.
+        mixing: the weight of scans mixed as LaserMix does, with the labels of a teacher; 0 does without both.
+        momentum: of the teacher's weights, which follow the network's.
+        sure: how likely a class must be for the teacher to name it.
+    """
+
+    method: Literal["supervised", "nerf", "projection", "projection-consistent"] = "nerf"
+    unlabelled: int = 2
+    weight: float = 0.5
+    ramp: tuple[float, float] = (0.0, 0.2)
+    beams: int = 256
+    rendered: float = 0.5
+    ranges: float = 0.0
+    carves: bool = False
+    mixing: float = 0.0
+    momentum: float = 0.99
+    sure: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.unlabelled < 1:
+            raise ValueError(f"at least one scan of a step is unlabelled, got {self.unlabelled}; or method supervised")
+        if not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
+            raise ValueError(f"a ramp is two ascending shares of the steps, 0 to 1, got {self.ramp}")
+        if self.ranges and self.method != "nerf":
+            raise ValueError(f"semi.ranges are rendered, which {self.method} does not do; leave them out, or use nerf")
+
+    @property
+    def looks(self) -> bool:
+        """Whether the sensors of unlabelled scans teach anything by themselves."""
+        return self.method != "supervised" and bool(self.weight or self.ranges)
+
+
+@dataclass(frozen=True)
+class Pseudo:
+    """How camera pixels come by their pseudo-labels.
+
+    Args:
+        segmenter: as `cofield segments` knows them; `pixels` lets every pixel stand for itself.
+        segments: the folder that `cofield segments` wrote; None makes those that are missing when they are needed.
+        weights: of sam: a local folder, or a name that its loader knows.
+        threshold: the entropy below which a ray votes and a segment is kept; None keeps all.
+        voters: rays that must vote in a segment.
+        smallest: pixels of a segment.
+        count: segments of an image in a step.
+        rays: of a segment.
+        samples: along each ray, also of beams.
+        cameras: random ones of each scan in a step; None is all.
+        everywhere: look also where no points are nearby, which nothing but pseudo-labels ever teaches.
+        caution: against the loss of rare classes: 1 keeps only what would be kept if classes were equally frequent.
+        balance: the bolder answer: every vote is cast as if they were.
+    """
+
+    segmenter: str = "felzenszwalb"
+    segments: str | None = None
+    weights: str | None = None
+    threshold: float | None = 0.3
+    voters: int = 5
+    smallest: int = 16
+    count: int = 32
+    rays: int = 32
+    samples: int = 64
+    cameras: int | None = None
+    everywhere: bool = False
+    caution: float = 0.0
+    balance: float = 0.0
