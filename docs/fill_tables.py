@@ -180,6 +180,22 @@ def label_controls() -> str:
     return markdown([f"IoU, {len(seeds)} seeds", *(f"`{init}`" for init in starts)], rows)
 
 
+def detection() -> str:
+    """Boxes from all labels, by sensor: the mean of five common classes, all ten, and what errors are left."""
+    runs = {"both": "cameras and LiDAR", "lidar": "LiDAR", "camera": "cameras"}
+    value = {(row["cell"], row["metric"]): row["value"] for row in read_results(RESULTS / "detection")}
+    known = [run for run in runs if (run, "map") in value]
+    common = ("car", "truck", "bus", "pedestrian", "bicycle")
+    means = [sum(value[run, f"ap.{name}"] for name in common) / len(common) for run in known]
+    rows = [[f"**mean AP of {', '.join(common)}**", *(f"**{mean:.3f}**" for mean in means)]]
+    titles = {"map": "mAP of all ten classes", "nds": "NDS"}
+    titles |= {name: f"AP, {name.removeprefix('ap.').replace('_', ' ')}"
+               for run, name in value if name.startswith("ap.") and run == known[0]}  # fmt: skip
+    titles |= {"translation": "position, m", "scale": "size, 1 − IoU", "orientation": "heading, rad"}
+    rows += [[title, *(f"{value[run, name]:.3f}" for run in known)] for name, title in titles.items()]
+    return markdown(["held-out frames", *(runs[run] for run in known)], rows)
+
+
 def lidar_segmentation() -> str:
     """Mean IoU of every method, without ablations, and the paired difference to `supervised`, with 95 % intervals."""
     found = [row for row in segmented() if row["init"] in PLAIN]
@@ -317,6 +333,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "label-efficiency": label_efficiency,
     "label-classes": label_classes,
     "label-controls": label_controls,
+    "detection": detection,
     "lidar-segmentation": lidar_segmentation,
     "lidar-segmentation-classes": lidar_segmentation_classes,
     "lidar-segmentation-ablations": lidar_segmentation_ablations,
