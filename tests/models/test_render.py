@@ -8,7 +8,7 @@ from cofield.draw import generator
 from cofield.frame import Hidden, collate
 from cofield.grid import BoxGrid, Volume
 from cofield.models.field import Background, Field, light, squares, waves
-from cofield.models.render import render
+from cofield.models.render import astray, render
 from cofield.models.sampler import intervals
 from cofield.rays import Rays, choose
 from cofield.train.build import seeded
@@ -67,6 +67,17 @@ def test_a_uniform_fog_has_the_mean_distance_of_an_exponential() -> None:
     seen = render(Wall(-100.0, density=0.2), EMPTY, rays, torch.full((1, 2000), 0.5))
     # E[min(t, 60)] of an exponential of rate 0.2.
     torch.testing.assert_close(seen.range, torch.tensor([(1 - math.exp(-12)) / 0.2]), atol=1e-2, rtol=0)
+
+
+def test_what_fog_shows_is_astray_even_where_its_mean_is_right() -> None:
+    rays = ahead(TALL)
+    fog = render(Wall(-100.0, density=0.2), EMPTY, rays, torch.full((1, 2000), 0.5))
+    # For an exponential of mean 5, of which the end of the grid takes next to nothing, E|t - 5| = 2 · 5 / e.
+    torch.testing.assert_close(astray(fog, rays, fog.range), torch.tensor([10 / math.e]), atol=2e-2, rtol=0)
+    wall = render(Wall(20.0), EMPTY, rays, torch.full((1, 2000), 0.5))
+    torch.testing.assert_close(astray(wall, rays, torch.tensor([17.0])), torch.tensor([3.0]), atol=5e-2, rtol=0)
+    nothing = render(Wall(100.0), EMPTY, rays, torch.full((1, 64), 0.5))
+    torch.testing.assert_close(astray(nothing, rays, torch.tensor([17.0])), torch.tensor([43.0]))
 
 
 def test_a_ray_that_misses_the_grid_sees_nothing_and_makes_no_noise() -> None:

@@ -18,6 +18,7 @@ from cofield.data.stored import Stored
 from cofield.frame import Batch, Frame, collate
 from cofield.grid import CylinderGrid
 from cofield.models.field import Field
+from cofield.models.semantics import segmentation_loss
 from cofield.rays import Rays
 from cofield.train import run
 from cofield.train.build import build_finetuning
@@ -170,7 +171,7 @@ def test_inference_needs_neither_cameras_nor_labels(grid: Any) -> None:
 
 def test_what_unlabelled_scans_teach_begins_at_nothing() -> None:
     task, batch = made(config(few(ramp=(0.0, 0.5)), optim=Optim(steps=8)))
-    assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range"}
+    assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range", "placed"}
     assert [task.learn(batch, step)[0]["pseudo"][0] for step in (1, 2, 4, 7)] == [0.125, 0.25, 0.5, 0.5]
 
 
@@ -195,9 +196,32 @@ def test_pseudo_labels_say_what_is_there_and_only_carving_ones_also_where() -> N
         assert (where is not None and bool(where.any())) == carves
 
 
+def test_the_field_knows_the_classes_of_labelled_points_where_they_are() -> None:
+    """Of a field whose classes are the same everywhere the loss is known; points beyond the grid do not count."""
+    task, batch = made(config(few("nerf")))
+    assert isinstance(task.field, Field)
+    assert task.field.kind is not None
+    last = task.field.kind[-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.constant_(last.bias, 0.0)
+    last.bias.data[3] = 2.0
+    taught = batch.select([0])
+    labels = taught.points.labels
+    assert labels is not None
+    reading = task.read(taught)
+    assert reading.volume is not None
+    known = labels[(labels != UNKNOWN) & reading.volume.grid.contains(taught.points.xyz_ego)]
+    wanted = segmentation_loss(last.bias.detach().expand(len(known), -1), known)
+    torch.testing.assert_close(task.at_points(taught, reading).detach(), wanted)
+    away = replace(taught, points=replace(taught.points, xyz_ego=taught.points.xyz_ego + 1e4))
+    assert task.at_points(away, reading) == 0
+    task, batch = made(config(few("nerf", placed=0.0)))
+    assert "placed" not in task.learn(batch, 1)[0]
+
+
 def test_ranges_of_unlabelled_scans_teach_before_their_pseudo_labels_do() -> None:
     task, batch = made(config(few("nerf", ranges=0.5, ramp=(0.5, 1.0))))
-    assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range", "free_range"}
+    assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range", "placed", "free_range"}
     assert set(task.learn(batch, task.optim.steps)[0]) >= {"free_range", "pseudo"}
 
 

@@ -72,6 +72,12 @@ def look(field: AnyField, volume: Volume | Frusta, rays: Rays, steps: Steps, fix
     )
 
 
+def astray(seen: Seen, rays: Rays, range: Float[Tensor, "r"]) -> Float[Tensor, "r"]:
+    """How far from a range is what rays see, in metres: the mean over all they see, and not of their mean."""
+    away = (seen.distance - range[:, None]).abs()
+    return (seen.weight * away).sum(-1) + (1 - seen.opacity) * (rays.far - range).abs()
+
+
 def look_twice(field: AnyField, volume: Volume | Frusta, rays: Rays, jitter: Float[Tensor, "r s"], first: int) -> Seen:
     """A look at `first` even samples without gradient says where to take the samples of the second."""
     with torch.no_grad():

@@ -16,6 +16,8 @@ class Semi:
         ramp: the shares of all steps at which what unlabelled scans teach begins to count, and counts in full.
         beams: rendered of each scan by `nerf`.
         rendered: the weight of their class and their range, where scans are labelled.
+        placed: the weight of the classes that the field has at labelled points themselves: a beam's samples are few,
+            a point is where it is.
         ranges: the weight of their range where scans are not, from the first step on.
         carves: let pseudo-labels move what is where, and not only say what it is.
         mixing: the weight of scans mixed as LaserMix does, with the labels of a teacher; 0 does without both.
@@ -29,6 +31,7 @@ class Semi:
     ramp: tuple[float, float] = (0.0, 0.2)
     beams: int = 256
     rendered: float = 0.5
+    placed: float = 1.0
     ranges: float = 0.0
     carves: bool = False
     mixing: float = 0.0

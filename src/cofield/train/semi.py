@@ -29,8 +29,8 @@ from cofield.models.cylinder import Cylinder3D, CylinderHead
 from cofield.models.field import Field
 from cofield.models.pointseg import PointHead, known_labels
 from cofield.models.project import in_front, point_labels
-from cofield.models.render import Seen, look, render
-from cofield.models.sampler import occupancy, skipping
+from cofield.models.render import Seen, astray, look, render
+from cofield.models.sampler import guided, occupancy, skipping
 from cofield.models.semantics import rendered_loss, seen_classes, segmentation_loss
 from cofield.models.trunk import Trunk
 from cofield.models.vote import Confidence, Votes, frequencies, ramp, segment_pixels, told_apart, vote
@@ -164,6 +164,8 @@ class SemiSegment(Supervised[PointIoU]):
             if self.field is not None:
                 classes, ranges = self.along_beams(taught, reading)
                 terms |= {"beams": (self.semi.rendered, classes), "range": (self.semi.rendered, ranges)}
+                if self.semi.placed:
+                    terms["placed"] = self.semi.placed, self.at_points(taught, reading)
         begin, full = self.semi.ramp
         rise = ramp(step, self.optim.steps, full - begin, begin)
         # Ranges are measured and need no network to be sure of anything: they teach from the first step on.
@@ -181,7 +183,11 @@ class SemiSegment(Supervised[PointIoU]):
         return terms, scores
 
     def along_beams(self, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
-        """The error of the class and of the range that the field shows along beams, of the labelled ones if any is."""
+        """The error of the class and of the range that the field shows along beams, of the labelled ones if any is.
+
+        Half of the samples are about the known range. The range's error is that of all that a beam sees, not of its
+        mean: fog before a wall and as much behind it would mean the wall, and hide from cameras what stands in it.
+        """
         field, volume = self.field, reading.volume
         if field is None or volume is None:
             raise ValueError("beams are rendered by the method nerf alone")
@@ -193,12 +199,24 @@ class SemiSegment(Supervised[PointIoU]):
         nothing = replace(nothing, points=nothing.points.to(batch.sample.device))
         sampling = Sampling(beams=self.semi.beams, samples=self.pseudo.samples)
         view = beam_view(batch, nothing, sampling, volume.grid, self.optim.seed)
-        seen, target = render(field, volume, view.rays, view.jitter), view.targets["range"]
+        target = view.targets["range"]
+        seen = look(field, volume, view.rays, guided(view.rays, view.jitter, view.known()))
         assert batch.points.labels is not None
         wanted = torch.where(target.valid, batch.points.labels[view.rays.source], UNKNOWN)
-        error = (seen.range - target.value).abs() / target.value.clamp(min=5.0)
+        error = astray(seen, view.rays, target.value) / target.value.clamp(min=5.0)
         range_error = torch.where(target.valid, error, 0.0).sum() / target.valid.sum().clamp(min=1)
         return rendered_loss(seen_classes(seen), wanted), range_error
+
+    def at_points(self, batch: Batch, reading: Reading) -> Tensor:
+        """The error of the classes that the field has at labelled points: what beams are told, without rendering."""
+        field, volume, labels = self.field, reading.volume, batch.points.labels
+        if field is None or volume is None:
+            raise ValueError("the method nerf alone has a field")
+        assert labels is not None
+        known = (labels != UNKNOWN) & volume.grid.contains(batch.points.xyz_ego)
+        xyz_ego = batch.points.xyz_ego[known]
+        _, values = field(volume, xyz_ego[:, None], torch.zeros_like(xyz_ego), batch.sample[known])
+        return segmentation_loss(values["semantics"][:, 0].clamp(min=1e-6).log(), labels[known])
 
     def rendered(self, batch: Batch, reading: Reading) -> tuple[Tensor, Votes, Tensor | None]:
         """The error of rendered pixels against what their segments voted for, the votes, and the truth if known."""
