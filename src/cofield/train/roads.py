@@ -31,6 +31,7 @@ Tuning = TypeVar("Tuning", BoxTuning, MapTuning)
 NUSCENES = BoxGrid((-54.0, -54.0, -5.0), (0.6, 0.6, 8.0), (180, 180, 1), (0.94, 0.0, 1.84))
 KITTI = BoxGrid((0.0, -40.0, -3.0), (0.4, 0.4, 4.0), (176, 200, 1), (0.0, 0.0, 1.73))
 KEYFRAMES, SCANS = 28_130, 3_712  # of nuScenes and KITTI for training
+LABELLED_SCANS = 19_130  # of SemanticKITTI for training
 MOVED = Augment(scale=(0.9, 1.1), turn=math.pi / 4, shift=0.5, flip_x=0.5, flip_y=0.5)
 PAPER = Model(
     camera="swin-t",
@@ -236,14 +237,7 @@ def lidarseg_nuscenes() -> SegmentTuning:
 
 def lidarseg_nuscenes_full() -> SegmentTuning:
     """nuScenes-lidarseg from all labels: Cylinder3D's own 480×360×32 cells (p), without cameras."""
-    few = lidarseg_nuscenes()
-    return replace(
-        few,
-        grid=cylinder((480, 360, 32), (-5.0, 3.0), few.grid.origin_ego),
-        labels=Labels(),
-        semi=Semi(method="supervised"),
-        optim=replace(few.optim, steps=40 * KEYFRAMES // 4),
-    )
+    return _all_labels(lidarseg_nuscenes(), (-5.0, 3.0), KEYFRAMES)
 
 
 def lidarseg_semantickitti() -> SegmentTuning:
@@ -254,26 +248,29 @@ def lidarseg_semantickitti() -> SegmentTuning:
         grid=cylinder((240, 180, 20), (-4.0, 2.0), (0.0, 0.0, 1.73)),
         data=replace(few.data, source="semantickitti"),
         head=PointClasses(classes="semantickitti"),
-        optim=replace(few.optim, steps=40 * 19_130 // 8),
+        optim=replace(few.optim, steps=40 * LABELLED_SCANS // 8),
     )
 
 
 def lidarseg_semantickitti_full() -> SegmentTuning:
     """SemanticKITTI from all labels: Cylinder3D's own 480×360×32 cells (p), without cameras."""
-    few = lidarseg_semantickitti()
-    return replace(
-        few,
-        grid=cylinder((480, 360, 32), (-4.0, 2.0), few.grid.origin_ego),
-        labels=Labels(),
-        semi=Semi(method="supervised"),
-        optim=replace(few.optim, steps=40 * 19_130 // 4),
-    )
+    return _all_labels(lidarseg_semantickitti(), (-4.0, 2.0), LABELLED_SCANS)
 
 
 def lidarseg_scribblekitti() -> SegmentTuning:
     """ScribbleKITTI: the same scans, where labelled only along a few lines."""
     few = lidarseg_semantickitti()
     return replace(few, data=replace(few.data, source="scribblekitti"))
+
+
+def _all_labels(few: SegmentTuning, height: tuple[float, float], scans: int) -> SegmentTuning:
+    return replace(
+        few,
+        grid=cylinder((480, 360, 32), height, few.grid.origin_ego),
+        labels=Labels(),
+        semi=Semi(method="supervised"),
+        optim=replace(few.optim, steps=40 * scans // 4),
+    )
 
 
 def cylinder(count: tuple[int, int, int], height: tuple[float, float], zero: Triple) -> CylinderGrid:
