@@ -86,6 +86,19 @@ class Residual(nn.Module):
         return x + self.path(x)
 
 
+class Mix(nn.Conv3d):
+    """A 1×1×1 convolution as one matrix product, its result with each cell's channels side by side in memory.
+
+    That is how the field looks a volume up: of any other layout every look would make a copy, there and back.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels, width, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
 def mlp(*widths: int) -> Layers:
     """Linear layers of these widths with ReLU between them."""
     layers: list[nn.Module] = []

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cofield.grid import Volume
-from cofield.models.blocks import Layers, Norm, Residual, normalised
+from cofield.models.blocks import Layers, Mix, Norm, Residual, normalised
 from cofield.ops.precision import precise
 
 
@@ -17,7 +17,7 @@ class Fuse(nn.Module):
     def __init__(self, width: int, inputs: int) -> None:
         super().__init__()
         _some(inputs)
-        mix = nn.Conv3d(width * inputs, width, 1)
+        mix = Mix(width * inputs, width)
         self.layers = Layers(mix) if inputs == 1 else Layers(mix, Residual(width, dims=3))
 
     def forward(self, volumes: list[Volume]) -> Volume:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cofield.frame import Batch
@@ -10,6 +11,25 @@ from cofield.grid import Grid, Volume
 from cofield.models.blocks import Layers, Residual, mlp, norm
 from cofield.ops.precision import precise
 from cofield.ops.voxelize import to_dense, voxelize
+
+
+class Unfold(nn.Conv2d):
+    """A plane's features to those of `heights` cells above each other: a 1×1 convolution as one matrix product.
+
+    Each cell's channels lie side by side in memory, as whoever looks the volume up wants them.
+    """
+
+    def __init__(self, channels: int, width: int, heights: int) -> None:
+        super().__init__(channels, width * heights, 1)
+        self.heights = heights
+
+    def forward(self, input: Tensor) -> Tensor:
+        width = self.out_channels // self.heights
+        weight = self.weight.flatten(1).unflatten(0, (width, self.heights)).transpose(0, 1).flatten(0, 1)
+        assert self.bias is not None
+        bias = self.bias.unflatten(0, (width, self.heights)).T.flatten()
+        cells = F.linear(input.movedim(1, -1), weight, bias).unflatten(-1, (self.heights, width))
+        return cells.movedim(3, 1).contiguous().movedim(-1, 1)
 
 
 class Pillars(nn.Module):
@@ -32,17 +52,15 @@ class Pillars(nn.Module):
             nn.Conv2d(hidden, hidden, 3, stride=2, padding=1),
             Residual(hidden),
             Residual(hidden),
-            nn.Conv2d(hidden, width * z, 1),
+            Unfold(hidden, width, z),
         )
-        self.width = width
 
     def forward(self, batch: Batch) -> Volume:
         columns = voxelize(batch.points.xyz_ego, batch.sample, self.columns)
         features = self._describe(batch, columns.points)
         pooled = columns.highest(precise(self.point(features)))
         plane = to_dense(pooled, columns, self.columns, len(batch))[:, :, 0]
-        heights = self.plane(plane)
-        return Volume(heights.unflatten(1, (self.width, self.grid.count[2])), self.grid)
+        return Volume(self.plane(plane), self.grid)
 
     def _describe(self, batch: Batch, which: Tensor) -> Tensor:
         """What a point tells: its place in the grid and in its column, brightness and age."""
