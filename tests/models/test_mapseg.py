@@ -69,7 +69,7 @@ def test_frames_without_maps_or_on_another_raster_are_refused() -> None:
     with pytest.raises(ValueError, match="needs frames with maps and boxes"):
         model.encode(collate([frame("a")]))
     coarse = replace(frame("a"), maps=Maps(torch.zeros(6, 4, 4, dtype=torch.bool), GRID))
-    with pytest.raises(ValueError, match=r"maps are \[4, 4\] cells, the head's \[32, 48\]"):
+    with pytest.raises(ValueError, match=r"maps are \[4, 4\] cells, the raster \[32, 48\]"):
         model.encode(collate([coarse]))
     with pytest.raises(ValueError, match="a cylindrical trunk has none"):
         MapHead(8, CylinderGrid((0.0, -math.pi, 0.0), (1.0, math.pi / 4, 1.0), (4, 8, 2)))

@@ -17,8 +17,9 @@ from cofield.grid import BoxGrid
 from cofield.metrics.kitti import KittiAP
 from cofield.train.build import build_finetuning
 from cofield.train.config import BoxHead, BoxTuning, Data, Model, Optim
-from cofield.train.predict import score, score_file, write_predictions
+from cofield.train.predict import score, write_predictions
 from cofield.train.run import finetune
+from cofield.train.score_files import score_file
 from cofield.train.tasks import KittiDetect, first_camera, in_view
 from streets import Hand
 

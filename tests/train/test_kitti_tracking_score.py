@@ -11,7 +11,8 @@ from cofield.data.submission import read_kitti
 from cofield.grid import BoxGrid
 from cofield.train.build import build_finetuning
 from cofield.train.config import BoxHead, BoxTuning, Data, Model
-from cofield.train.predict import score_file, score_kitti, write_predictions
+from cofield.train.predict import write_predictions
+from cofield.train.score_files import score_file, score_kitti
 
 CALIBRATION = "P2: 60 0 60 0 0 60 18 0 0 0 1 0\nR_rect 1 0 0 0 1 0 0 0 1\nTr_velo_cam 0 -1 0 0 0 0 -1 0 1 0 0 0\n"
 # Of each frame, the labels as the object benchmark would have them; here a sitting person is a Person.
@@ -64,6 +65,11 @@ def test_frames_of_tracking_sequences_score_as_frames_of_the_object_benchmark(ro
     assert expected["space.Car.easy.r11"] > 0, "a car was found"
     assert expected["space.Cyclist.easy.r11"] > 0
     assert score_file(found, "kitti", root, "val") == pytest.approx(expected, nan_ok=True)
+    first = score_kitti(read_kitti(found, tokens[:1]), read_kitti(labels, tokens[:1], scored=False))
+    assert first["space.Cyclist.easy.r11"] != expected["space.Cyclist.easy.r11"], "the cyclist comes later"
+    for token in tokens[1:]:
+        (found / token).with_suffix(".txt").unlink()
+    assert score_file(found, "kitti", root, "val", 1) == pytest.approx(first, nan_ok=True)
 
 
 def test_predictions_of_a_sequence_are_a_text_a_frame_that_is_read_again(root: Path, tmp_path: Path) -> None:

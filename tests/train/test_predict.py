@@ -13,8 +13,9 @@ from cofield.data.submission import in_world, read_map, write_detections
 from cofield.frame import Boxes, Frame
 from cofield.train import predict
 from cofield.train.config import BoxHead, BoxTuning, Data, Finetuning, Head, MapTuning, Optim, PointTuning
-from cofield.train.predict import load, score_file, score_run
+from cofield.train.predict import load, score_run
 from cofield.train.run import finetune
+from cofield.train.score_files import score_file
 from streets import GRID, config, frame
 from train.test_sweep import Mapped
 

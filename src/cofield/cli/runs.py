@@ -67,12 +67,13 @@ def render(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a run, or official result files of boxes, on held-out frames."""
+    """Measure a run, or the result files that `predict` writes, on held-out frames."""
     import json as machine
 
     from cofield.train.config import Finetuning
-    from cofield.train.predict import score_file, score_run
+    from cofield.train.predict import score_run
     from cofield.train.run import run_config
+    from cofield.train.score_files import score_file
     from cofield.view.pictures import measure_run
 
     def options(
@@ -90,15 +91,17 @@ def evaluate(arguments: list[str]) -> int:
 
         Args:
             run: the run's folder.
-            predictions: a nuScenes detection file, or a folder of KITTI texts, to score in place of a run.
+            predictions: what `predict` wrote, to score in place of a run: a nuScenes detection file, or a folder of
+                KITTI texts, of lidarseg or SemanticKITTI labels, or of map rasters.
             source: where the frames are from; of a run, its own if not given. Points of a source with other classes are
                 scored in those that both have in common.
             root: the folder of a data set.
             split: of the source.
-            frames: how many, spread over the split; all if not given, 32 of a pre-trained run.
+            frames: how many, spread over the split; all if not given, 32 of a pre-trained run. Predictions are of
+                exactly these frames.
             json: print it for machines.
-            results: a results file to write, results/rendering/NAME.json for instance.
-            skip_broken: step over frames that cannot be read, and say which.
+            results: a results file to write of a run, results/rendering/NAME.json for instance.
+            skip_broken: step over frames that a run cannot read, and say which.
         """
         return run, predictions, source, root, split, frames, json, results, skip_broken
 
@@ -107,8 +110,10 @@ def evaluate(arguments: list[str]) -> int:
         raise ValueError("evaluate takes either a run's folder or --predictions FILE_OR_FOLDER")
     if file is not None:
         if source is None:
-            raise ValueError(f"--source says which frames {file} is about: nuscenes or kitti, with its --root")
-        scores = score_file(file, source, root, split)
+            raise ValueError(f"--source says which frames {file} is about: world:PRESET, or a data set with its --root")
+        if results is not None or skip:
+            raise ValueError("--results and --skip-broken are for runs; the score of predictions is printed, of all")
+        scores = score_file(file, source, root, split, frames)
     elif run is not None and isinstance(run_config(run), Finetuning):
         scores = score_run(run, source, root, split, frames, results, skip)
     else:

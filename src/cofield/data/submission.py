@@ -1,7 +1,7 @@
 """Official result files: detections for nuScenes and KITTI, point labels, and map rasters.
 
-What is written loads in the official evaluations. Detections are read back as `Boxes`, and a file that an evaluation
-would refuse, or misread, is refused with the reason and the sample.
+What is written loads in the official evaluations, and is read back here: a file that an evaluation would refuse, or
+misread, is refused with the reason and the frame.
 """
 
 import json
@@ -20,7 +20,9 @@ from cofield.classes import ATTRIBUTES, DETECTION, LIDARSEG, SEMANTICKITTI, UNKN
 from cofield.data.export import write_array
 from cofield.data.export_kitti import label_lines
 from cofield.data.export_semantickitti import label_words
+from cofield.data.files import read_labels
 from cofield.data.kitti import read_boxes
+from cofield.data.semantickitti import read_point_labels
 from cofield.frame import Boxes, Camera
 from cofield.geometry import (
     pose,
@@ -150,9 +152,22 @@ def write_lidarseg(folder: Path, split: str, token: str, labels: Int[Tensor, "p"
         labels: of all its points in their order, in the classes `LIDARSEG`; the files count them from 1.
     """
     _check_labels(token, labels, len(LIDARSEG))
-    path = folder / "lidarseg" / split / f"{token}_lidarseg.bin"
+    path = _lidarseg_path(folder, split, token)
     write_array(path, (labels.cpu() + 1).byte().numpy())
     return path
+
+
+def read_lidarseg(folder: Path, split: str, token: str, points: int) -> Int[Tensor, "p"]:
+    """The labels of a nuScenes-lidarseg prediction, in the classes `LIDARSEG`, for a scan of so many points."""
+    path = _there(_lidarseg_path(folder, split, token))
+    numbers = torch.from_numpy(read_labels(path, "u1", points))
+    wrong = numbers[(numbers < 1) | (numbers > len(LIDARSEG))]
+    if len(wrong):
+        raise ValueError(
+            f"{path}: a point has the label {int(wrong[0])}; predictions count {len(LIDARSEG)} classes from 1, and the "
+            "official evaluation refuses all else, 0 (noise) too"
+        )
+    return numbers - 1
 
 
 def write_lidarseg_meta(folder: Path, split: str, sensors: Sequence[str] = ("camera", "lidar")) -> Path:
@@ -171,10 +186,25 @@ def write_semantickitti(folder: Path, token: str, labels: Int[Tensor, "p"]) -> P
         labels: of all its points in their order, in the classes `SEMANTICKITTI`.
     """
     _check_labels(token, labels, len(SEMANTICKITTI))
-    sequence, _, stem = token.partition("/")
-    path = folder / "sequences" / sequence / "predictions" / f"{stem}.label"
+    path = _semantickitti_path(folder, token)
     write_array(path, label_words(labels.cpu(), None))
     return path
+
+
+def read_semantickitti(folder: Path, token: str, points: int) -> Int[Tensor, "p"]:
+    """The labels of a SemanticKITTI prediction, in the classes `SEMANTICKITTI`, for a scan of so many points.
+
+    Those of moving objects are merged, and instances left out, as the evaluation of single scans does.
+    """
+    path = _there(_semantickitti_path(folder, token))
+    labels, _ = read_point_labels(path, points, moving=False)
+    if bool((labels == UNKNOWN).any()):
+        number = read_labels(path, "<u4", points)[int((labels == UNKNOWN).nonzero()[0])] & 0xFFFF
+        raise ValueError(
+            f"{path}: a point has the label {number}, which is none of the {len(SEMANTICKITTI)} classes; a prediction "
+            "has one for every point"
+        )
+    return labels
 
 
 @dataclass(frozen=True)
@@ -196,18 +226,25 @@ class MapRaster:
 def write_map(folder: Path, raster: MapRaster) -> Path:
     """<folder>/<token>.npz with `probability` [layer, y, x] in half precision, `names`, and `lower`, `cell`, `count`.
 
-    Cell (y, x) covers lower + (x, y) · cell to lower + (x + 1, y + 1) · cell, metres in the ego frame.
+    Cell (y, x) covers lower + (x, y) · cell to lower + (x + 1, y + 1) · cell, metres in the ego frame, wherever the
+    raster's own zero is.
     """
     path = folder / f"{raster.token}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid = {"lower": raster.grid.lower, "cell": raster.grid.cell, "count": raster.grid.count}
-    probability = raster.probability.cpu().half().numpy()
-    np.savez_compressed(path, probability=probability, names=np.array(raster.names), **grid)
+    np.savez_compressed(
+        path,
+        probability=raster.probability.cpu().half().numpy(),
+        names=np.array(raster.names),
+        lower=np.add(raster.grid.lower, raster.grid.origin_ego),
+        cell=np.array(raster.grid.cell),
+        count=np.array(raster.grid.count),
+    )
     return path
 
 
 def read_map(path: Path) -> MapRaster:
     """A file that `write_map` wrote."""
+    _there(path)
     try:
         with np.load(path) as archive:
             columns = {name: archive[name] for name in ("probability", "names", "lower", "cell", "count")}
@@ -217,7 +254,29 @@ def read_map(path: Path) -> MapRaster:
     if not bool(((probability >= 0) & (probability <= 1)).all()):
         raise ValueError(f"{path}: a probability is not between 0 and 1")
     lower, cell, count = (tuple(columns[name].tolist()) for name in ("lower", "cell", "count"))
-    return MapRaster(path.stem, probability, tuple(columns["names"].tolist()), BoxGrid(lower, cell, count))
+    names, grid = tuple(columns["names"].tolist()), BoxGrid(lower, cell, count)
+    if probability.shape != (len(names), *grid.shape[1:]):
+        raise ValueError(
+            f"{path}: the probabilities are {list(probability.shape)}, its {len(names)} names and its raster ask for "
+            f"{[len(names), *grid.shape[1:]]}"
+        )
+    return MapRaster(path.stem, probability, names, grid)
+
+
+def _lidarseg_path(folder: Path, split: str, token: str) -> Path:
+    return folder / "lidarseg" / split / f"{token}_lidarseg.bin"
+
+
+def _semantickitti_path(folder: Path, token: str) -> Path:
+    sequence, _, stem = token.partition("/")
+    return folder / "sequences" / sequence / "predictions" / f"{stem}.label"
+
+
+def _there(path: Path) -> Path:
+    """The file, which must exist."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}; every frame that is scored needs a file")
+    return path
 
 
 def _meta(sensors: Sequence[str]) -> dict[str, bool]:

@@ -64,23 +64,8 @@ class MapHead(nn.Module):
         return self.layers(volume.features.flatten(1, 2)).float()
 
     def encode(self, batch: Batch) -> Bool[Tensor, "b m y x"]:
-        """What is true: the frames' maps, and the footprints of their boxes."""
-        occupied = len(self.names) > len(MAP_LAYERS)
-        boxes = [each for each in batch.boxes if each is not None] if occupied else []
-        if batch.maps is None or (occupied and len(boxes) < len(batch)):
-            raise ValueError(f"map segmentation needs frames with maps{' and boxes' * occupied}; these have none")
-        # A wider map has the same middle: it is there for augmentation to turn in.
-        beyond = [have - want for have, want in zip(batch.maps.shape[-2:], self.grid.shape[1:], strict=True)]
-        if any(cells < 0 or cells % 2 for cells in beyond):
-            raise ValueError(
-                f"the frames' maps are {list(batch.maps.shape[-2:])} cells, the head's {list(self.grid.shape[1:])}; "
-                f"open the source with map_grid {self.grid.describe()}"
-            )
-        top, left = (cells // 2 for cells in beyond)
-        maps = batch.maps[..., top : top + self.grid.shape[1], left : left + self.grid.shape[2]]
-        if not occupied:
-            return maps
-        return torch.cat([maps, torch.stack([footprint(each, self.grid) for each in boxes])], 1)
+        """What is true of every layer in every cell."""
+        return true_layers(batch, self.grid, occupied=len(self.names) > len(MAP_LAYERS))
 
     def loss(self, logits: Float[Tensor, "b m y x"], truth: Bool[Tensor, "b m y x"]) -> Float[Tensor, ""]:
         """Focal cross-entropy, the mean over cells summed over layers: easy cells, which are most, count little."""
@@ -93,6 +78,25 @@ class MapHead(nn.Module):
     def decode(self, logits: Float[Tensor, "b m y x"]) -> Float[Tensor, "b m y x"]:
         """The probability of every layer in every cell."""
         return logits.sigmoid()
+
+
+def true_layers(batch: Batch, grid: BoxGrid, occupied: bool) -> Bool[Tensor, "b m y x"]:
+    """The frames' maps on a raster, and where it is occupied the footprints of their boxes."""
+    boxes = [each for each in batch.boxes if each is not None] if occupied else []
+    if batch.maps is None or (occupied and len(boxes) < len(batch)):
+        raise ValueError(f"map segmentation needs frames with maps{' and boxes' * occupied}; these have none")
+    # A wider map has the same middle: it is there for augmentation to turn in.
+    beyond = [have - want for have, want in zip(batch.maps.shape[-2:], grid.shape[1:], strict=True)]
+    if any(cells < 0 or cells % 2 for cells in beyond):
+        raise ValueError(
+            f"the frames' maps are {list(batch.maps.shape[-2:])} cells, the raster {list(grid.shape[1:])}; "
+            f"open the source with map_grid {grid.describe()}"
+        )
+    top, left = (cells // 2 for cells in beyond)
+    maps = batch.maps[..., top : top + grid.shape[1], left : left + grid.shape[2]]
+    if not occupied:
+        return maps
+    return torch.cat([maps, torch.stack([footprint(each, grid) for each in boxes])], 1)
 
 
 class Onto(nn.Module):

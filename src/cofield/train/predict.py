@@ -12,17 +12,11 @@ from cofield.data import Source, Wrapped, open_source
 from cofield.data.augment import prepared
 from cofield.data.export_kitti import kitti_labels
 from cofield.data.folders import SkipBroken
-from cofield.data.kitti import Kitti
-from cofield.data.kitti_tracking import KittiTracking
 from cofield.data.loader import evaluation_batches, spread
 from cofield.data.nuscenes import NuScenes
-from cofield.data.nuscenes_truth import Truth, official_truth
 from cofield.data.submission import (
-    UPRIGHT_T_CAM,
     MapRaster,
     in_world,
-    read_detections,
-    read_kitti,
     write_detections,
     write_kitti,
     write_lidarseg,
@@ -32,8 +26,6 @@ from cofield.data.submission import (
 )
 from cofield.frame import Boxes, Frame, collate
 from cofield.grid import Volume
-from cofield.metrics.kitti import KittiAP
-from cofield.metrics.nuscenes import NuScenesScore
 from cofield.train.across import left_out, score_across
 from cofield.train.config import Finetuning
 from cofield.train.program import Prediction, load_program
@@ -91,9 +83,6 @@ def score(task: Supervised, source: Source, indices: list[int], batch: int = 1) 
 
 def write_predictions(task: Supervised, source: Source, indices: list[int], split: str, out: Path) -> Path:
     """What a task says of frames, as the official evaluations read it; the folder or file that it is in."""
-    inner = source
-    while isinstance(inner, Wrapped):
-        inner = inner.source
     match task:
         case MapSegment():
             for frame in _frames(source, indices):
@@ -120,14 +109,20 @@ def write_predictions(task: Supervised, source: Source, indices: list[int], spli
                 assert isinstance(labels, Tensor)
                 labels = labels[frame.points.age == 0]
                 if task.classes == LIDARSEG:
-                    named = inner.lidar_token(index) if isinstance(inner, NuScenes) else frame.token
-                    write_lidarseg(out, split, named, labels)
+                    write_lidarseg(out, split, scan_token(source, index, frame), labels)
                 else:
                     write_semantickitti(out, frame.token, labels)
             if task.classes == LIDARSEG:
                 write_lidarseg_meta(out, split)
             return out
     raise ValueError(f"no file holds what a {type(task).__name__} says")
+
+
+def scan_token(source: Source, index: int, frame: Frame) -> str:
+    """What the lidarseg labels of a frame are filed under: of nuScenes the token of the LiDAR's file."""
+    while isinstance(source, Wrapped):
+        source = source.source
+    return source.lidar_token(index) if isinstance(source, NuScenes) else frame.token
 
 
 def _detected(task: Supervised, source: Source, indices: list[int]) -> Iterator[tuple[str, Boxes]]:
@@ -184,43 +179,6 @@ def score_run(
         rows = [common | {"metric": name, "value": value} for name, value in values.items()]
         write_results(results, rows, time.monotonic() - began)
     return values
-
-
-def score_file(path: Path, source: str, root: Path | None, split: str) -> dict[str, float]:
-    """The score of a nuScenes detection file, or of a folder of KITTI texts, against the boxes of a source's split."""
-    frames = open_source(source, root, split)
-    if isinstance(frames, Kitti):
-        found = read_kitti(path, frames.tokens)
-        return score_kitti(found, read_kitti(frames.folder / "label_2", frames.tokens, scored=False))
-    if isinstance(frames, KittiTracking):
-        return score_kitti(read_kitti(path, frames.tokens), frames.labels(UPRIGHT_T_CAM))
-    if frames.box_classes != DETECTION:
-        raise ValueError(f"{frames.name} has no boxes that result files are scored against; nuscenes and kitti have")
-    counted, known = NuScenesScore(), {truth.token: truth for truth in nuscenes_truth(frames)}
-    for token, boxes in read_detections(path, known).items():
-        truth = known[token]
-        counted.add(token, boxes, truth.boxes, truth.position, truth.racks)
-    return counted.compute().summary()
-
-
-def score_kitti(found: dict[str, Boxes], true: dict[str, Boxes]) -> dict[str, float]:
-    """KITTI's score of boxes by frame."""
-    counted = KittiAP()
-    for token, boxes in true.items():
-        counted.add(token, found[token], boxes)
-    return counted.compute().summary()
-
-
-def nuscenes_truth(source: Source) -> Iterator[Truth]:
-    """What a nuScenes detection file is scored against: of nuScenes from its tables, else from every frame."""
-    if isinstance(source, NuScenes):
-        yield from official_truth(source)
-        return
-    for frame in _frames(source, list(range(len(source)))):
-        if frame.boxes is None:
-            raise ValueError(f"{frame.token} of {source.name} has no boxes to score against")
-        boxes = in_world(frame.boxes, frame.world_T_ego)
-        yield Truth(frame.token, boxes, Boxes.empty(), frame.world_T_ego[:2, 3])
 
 
 def _opened(
