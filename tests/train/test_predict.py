@@ -66,6 +66,31 @@ def test_every_task_trains_scores_and_writes_official_files(
             assert len(results["frame 0"]) == len(said)
 
 
+class Torn(Mapped):
+    """The second frame cannot be read."""
+
+    def __getitem__(self, index: int) -> Frame:
+        if index == 1:
+            raise ValueError("the file is torn")
+        return super().__getitem__(index)
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_and_no_other_counts_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    finetune(TASKS["points"](), run, Mapped(4), Mapped(2))
+    monkeypatch.setattr(predict, "open_source", lambda *_: Torn(3))
+    with pytest.raises(ValueError, match="the file is torn"):
+        score_run(run)
+    score_run(run, skip_broken=True, results=tmp_path / "results.json")
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["frames"] for row in rows} == {2}
+    predict.predict_run(run, out, skip_broken=True)
+    names = {path.name for path in (out / "lidarseg" / "val").glob("*.bin")}
+    assert names == {"frame 0_lidarseg.bin", "frame 2_lidarseg.bin"}
+
+
 def test_truth_in_a_detection_file_scores_everything(tmp_path: Path) -> None:
     export(open_source("world:tiny", split="val"), "nuscenes", tmp_path, 2)
     truth = open_source("nuscenes", tmp_path, "val")

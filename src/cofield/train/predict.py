@@ -11,7 +11,7 @@ from cofield.classes import COMMON, DETECTION, KITTI, LIDARSEG
 from cofield.data import Source, Wrapped, open_source
 from cofield.data.augment import prepared
 from cofield.data.export_kitti import kitti_labels
-from cofield.data.folders import SkipBroken
+from cofield.data.folders import readable
 from cofield.data.loader import evaluation_batches, spread
 from cofield.data.nuscenes import NuScenes
 from cofield.data.submission import (
@@ -188,5 +188,6 @@ def _opened(
     root = root or (None if config.data.root is None else Path(config.data.root))
     found = open_source(source or config.data.source, root, split, config.data.sweeps, config.map_grid)
     found = prepared(found, config.augment)
-    found = SkipBroken(found) if skip_broken else found
-    return config, task, found, spread(len(found), frames or len(found))
+    indices = spread(len(found), frames or len(found))
+    indices = readable(found, indices) if skip_broken or config.data.skip_broken else indices
+    return config, task, found, indices
