@@ -223,6 +223,9 @@ def test_ranges_of_unlabelled_scans_teach_before_their_pseudo_labels_do() -> Non
     task, batch = made(config(few("nerf", ranges=0.5, ramp=(0.5, 1.0))))
     assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range", "placed", "free_range"}
     assert set(task.learn(batch, task.optim.steps)[0]) >= {"free_range", "pseudo"}
+    task, batch = made(config(few("projection", ranges=0.5, ramp=(0.5, 1.0))))
+    assert set(task.learn(batch, 0)[0]) == {"points"}, "ranges are rendered by nerf alone"
+    assert not few("supervised", ranges=0.5).looks
 
 
 @pytest.mark.parametrize(
@@ -289,8 +292,6 @@ def test_what_cannot_be_is_refused_before_anything_is_learned() -> None:
         made(config(augment=Augment(image_flip=0.5)))
     with pytest.raises(ValueError, match="inferred from LiDAR alone"):
         build_finetuning(config(model=Model()))
-    with pytest.raises(ValueError, match="rendered, which projection does not do"):
-        few("projection", ranges=0.1)
     with pytest.raises(ValueError, match="no segmenter is called 'guess'"):
         made(config(pseudo=replace(TRUSTING, segmenter="guess")))
 

@@ -18,7 +18,7 @@ class Semi:
         rendered: the weight of their class and their range, where scans are labelled.
         placed: the weight of the classes that the field has at labelled points themselves: a beam's samples are few,
             a point is where it is.
-        ranges: the weight of their range where scans are not, from the first step on.
+        ranges: the weight of their range by `nerf` where scans are not labelled, from the first step on.
         carves: let pseudo-labels move what is where, and not only say what it is.
         mixing: the weight of scans mixed as LaserMix does, with the labels of a teacher; 0 does without both.
         momentum: of the teacher's weights, which follow the network's.
@@ -43,13 +43,16 @@ class Semi:
             raise ValueError(f"at least one scan of a step is unlabelled, got {self.unlabelled}; or method supervised")
         if not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
             raise ValueError(f"a ramp is two ascending shares of the steps, 0 to 1, got {self.ramp}")
-        if self.ranges and self.method != "nerf":
-            raise ValueError(f"semi.ranges are rendered, which {self.method} does not do; leave them out, or use nerf")
 
     @property
     def looks(self) -> bool:
         """Whether the sensors of unlabelled scans teach anything by themselves."""
-        return self.method != "supervised" and bool(self.weight or self.ranges)
+        return (self.method != "supervised" and bool(self.weight)) or self.measures
+
+    @property
+    def measures(self) -> bool:
+        """Whether the ranges of unlabelled scans teach."""
+        return self.method == "nerf" and bool(self.ranges)
 
 
 @dataclass(frozen=True)

@@ -169,14 +169,14 @@ class SemiSegment(Supervised[PointIoU]):
         begin, full = self.semi.ramp
         rise = ramp(step, self.optim.steps, full - begin, begin)
         # Ranges are measured and need no network to be sure of anything: they teach from the first step on.
-        if len(others) and (rise > 0 or self.semi.ranges):
+        if len(others) and (rise > 0 or self.semi.measures):
             reading = self.read(others) if self.semi.looks else None
             if reading is not None and self.semi.weight and rise > 0:
                 look = self.rendered if self.semi.method == "nerf" else self.projected
                 value, votes, truth = look(others, reading)
                 terms["pseudo"] = self.semi.weight * rise, value
                 scores |= votes.score(truth)
-            if reading is not None and self.semi.ranges:
+            if reading is not None and self.semi.measures:
                 terms["free_range"] = self.semi.ranges, self.along_beams(others, reading)[1]
             if self.semi.mixing and len(taught) and rise > 0:
                 terms["mixed"] = self.semi.mixing * rise, self.mixed(taught, others)
