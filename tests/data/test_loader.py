@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cofield.data import Source
 from cofield.data.fractions import Subset, labelled
+from cofield.data.kitti import Kitti
 from cofield.data.loader import Order, evaluation_batches, spread, training_batches
+from cofield.data.simulate import World
 from cofield.data.stored import Stored, bare, pack, unpack
 from cofield.frame import Maps
 from cofield.grid import BoxGrid
@@ -135,6 +138,17 @@ def test_stored_frames_are_computed_once(tmp_path: Path) -> None:
     assert_same(first, again)
     assert len(stored) == 4
     assert Stored(Counting(4), "val", tmp_path).folder != stored.folder
+
+
+def test_frames_of_other_settings_are_other_files(tmp_path: Path) -> None:
+    world = World("tiny")
+    sources: list[Source] = [world, World("tiny", rig=replace(world.rig, beams=7)), World("tiny", "report")]
+    for root in ("here", "there"):
+        (tmp_path / root / "training" / "velodyne").mkdir(parents=True)
+        sources.append(Kitti(tmp_path / root))
+    folders = [Stored(source, "train", tmp_path).folder for source in sources]
+    assert len(set(folders)) == 5
+    assert Stored(World("tiny"), "train", tmp_path).folder == folders[0]
 
 
 def test_memory_is_kept_where_the_allocator_is_glibcs() -> None:

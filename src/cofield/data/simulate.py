@@ -73,6 +73,9 @@ class World:
         self._scene_names = [f"{name}-{town}-{split}-{number:04d}" for number in range(chosen.scenes[split])]
         self._built: OrderedDict[int, Scene] = OrderedDict()
 
+    def __repr__(self) -> str:
+        return f"World({self.preset!r}, {self.town!r}, {self.split!r}, {self.rig!r})"
+
     def __len__(self) -> int:
         return FRAMES * len(self._scene_names)
 

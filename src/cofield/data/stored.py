@@ -20,14 +20,15 @@ from cofield.grid import grid_from_plain
 class Stored(Wrapped):
     """A source whose frames are written to a folder when first read, and read from there afterwards.
 
-    Several processes may share the folder, which is named after the source, its split and the code that computes
-    it: what has changed is computed anew. The per-pixel truth of the cameras is not kept.
+    Several processes may share the folder, which is named after the source, its settings as its `repr` tells them, its
+    split and the code that computes it: what has changed is computed anew. The per-pixel truth of the cameras is not
+    kept.
     """
 
     def __init__(self, source: Source, split: str, folder: Path | None = None) -> None:
         self.source = source
         name = f"{source.name}-{split}".replace(":", "-").replace("@", "-")
-        self.folder = (folder or cache_folder() / "frames") / f"{name}-{code_edition()}"
+        self.folder = (folder or cache_folder() / "frames") / f"{name}-{settings(source)}-{code_edition()}"
 
     def __len__(self) -> int:
         return len(self.source)
@@ -44,6 +45,15 @@ class Stored(Wrapped):
             part.write_bytes(pack(frame))
             part.replace(path)
         return unpack(path)
+
+
+def settings(source: Source) -> str:
+    """A name for what a source was told: its root, its sweeps, its sensors. Of one that does not say, for its class."""
+    while isinstance(source, Wrapped):
+        source = source.source
+    kind = type(source)
+    told = kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(source)
+    return hashlib.blake2b(told.encode(), digest_size=3).hexdigest()
 
 
 @lru_cache
