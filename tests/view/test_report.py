@@ -119,3 +119,11 @@ def test_the_verdict_names_the_difference_whichever_its_sign(tmp_path: Path) -> 
     assert re.search(r"road +0\.500 +0\.400 +-0\.100", text)
     assert re.search(r"miou +0\.400 +0\.600 +\+0\.200", text)
     assert "1.5 minutes" in text
+
+
+def test_what_was_measured_once_has_no_curve(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = ["step,split,name,value", "1,train,loss,2.0", "2,train,loss,1.0", "1,train,kept,0.1", "2,train,kept,0.2"]
+    path.write_text("\n".join([*rows, "2,held_out,loss,1.5", "2,held_out,miou,0.5"]) + "\n")
+    assert report.curves(path).count("<svg") == 2
+    assert report.curves(path, without={"kept"}).count("<svg") == 1

@@ -128,7 +128,7 @@ def report_segmentation(folder: Path, frames: int = 2, skip_broken: bool = False
         figure(legend(task.classes), "The colours."),
         *(["<h2>Pseudo-labels over training</h2>", learned] if learned else []),
         "<h2>Learning</h2>",
-        curves(folder / "metrics.csv"),
+        curves(folder / "metrics.csv", without=MEANING),
         "<h2>The run</h2>",
         f"<pre>{html.escape(as_yaml(config))}</pre>",
     ]

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -131,9 +131,11 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def curves(path: Path) -> str:
-    """A small plot for every term: training, and held out."""
-    found = read_metrics(path)
+def curves(path: Path, without: Collection[str] = ()) -> str:
+    """A small plot for every term: training, and held out; none for what was measured once and has no course."""
+    known = {key: values for key, values in read_metrics(path).items() if key[1] not in without}
+    several = {name for (_, name), values in known.items() if len(values) > 1}
+    found = {key: values for key, values in known.items() if key[1] in several}
     names = list(dict.fromkeys(name for split, name in found if split == "train"))
     names += [name for split, name in found if split == "held_out" and name not in names]
     return f'<div class="plots">{"".join(plot(name, found) for name in names)}</div>'
