@@ -13,7 +13,7 @@ from typing import Any
 
 from cofield.train.config import flat
 from cofield.train.recipes import recipe
-from cofield.train.results import paired_difference, read_cell, read_results
+from cofield.train.results import interval, paired_difference, read_cell, read_results
 from cofield.train.sweep import kind_of
 from cofield.view.efficiency import ORDER, head, lines, metric_table, ordered, signed
 from cofield.view.report import MEANING
@@ -236,6 +236,33 @@ def lidar_segmentation_sensors() -> str:
     return markdown(["sensors", *head("supervised")], rows)
 
 
+def pseudo_labels() -> str:
+    """How right the pseudo-labels of finished runs are, by rendering and by projecting, the mean over runs."""
+    found = read_results(RESULTS / "pseudo-labels")
+    rows = []
+    for source in dict.fromkeys(row["source"] for row in found):
+        for metric in dict.fromkeys(row["metric"].rsplit(", ", 1)[0] for row in found):
+            shares = []
+            for route in ("rendered", "projected"):
+                for kind in ("precision", "recall"):
+                    mine = (source, route, f"{metric}, {kind}")
+                    known = [row["value"] for row in found if (row["source"], row["route"], row["metric"]) == mine]
+                    shares.append(f"{interval(known).mean:.3f}" if known else "–")
+            what, part = metric.rsplit(", ", 1)
+            rows.append([source.partition("+")[2] or "as it is", what, part, *shares])
+    head = ["cameras", "scored at", "of", "rendered: precision", "recall", "projected: precision", "recall"]
+    return markdown(head, rows)
+
+
+def segmentation_tuning() -> str:
+    """The runs on town `tune` that settings were chosen by, one seed each."""
+    rows = []
+    for folder in sorted(RESULTS.glob("segmentation-tuning*"), key=lambda path: len(path.name)):
+        for line in lines(read_results(folder), "miou"):
+            rows.append([str(line.steps), line.init.replace("+", ", "), str(line.value)])
+    return markdown(["steps", "method, and what was changed of the recipe of its time", "mean IoU"], rows)
+
+
 def segmented() -> list[Row]:
     """The cells of segmentation from few labels in worlds as they are."""
     return [row for row in read_results(RESULTS / "lidar-segmentation") if "+" not in row["source"]]
@@ -338,6 +365,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "lidar-segmentation-classes": lidar_segmentation_classes,
     "lidar-segmentation-ablations": lidar_segmentation_ablations,
     "lidar-segmentation-sensors": lidar_segmentation_sensors,
+    "pseudo-labels": pseudo_labels,
+    "segmentation-tuning": segmentation_tuning,
     "world": world,
     "step": step,
     "loader": loader,
