@@ -256,10 +256,9 @@ def pseudo_labels() -> str:
 
 def segmentation_tuning() -> str:
     """The runs on town `tune` that settings were chosen by, one seed each."""
-    rows = []
-    for folder in sorted(RESULTS.glob("segmentation-tuning*"), key=lambda path: len(path.name)):
-        for line in lines(read_results(folder), "miou"):
-            rows.append([str(line.steps), line.init.replace("+", ", "), str(line.value)])
+    folders = sorted(RESULTS.glob("segmentation-tuning*"), key=lambda path: len(path.name))
+    known = [line for folder in folders for line in lines(read_results(folder), "miou")]
+    rows = [[str(line.steps), line.init.replace("+", ", "), str(line.value)] for line in known]
     return markdown(["steps", "method, and what was changed of the recipe of its time", "mean IoU"], rows)
 
 
