@@ -336,6 +336,16 @@ def sparse() -> str:
     return markdown(["case", "ours", "time", "spconv fp32", "of spconv's time"], rows)
 
 
+def layout() -> str:
+    """A volume in the layout it is looked up in."""
+    rows = [
+        [row["case"], f"{row['ms']:.0f} ms", f"{row['peer_ms']:.0f} ms", f"{row['ratio']:.2f}"]
+        for row in read_results(RESULTS / "bench-cpu")
+        if row["op"] == "layout"
+    ]
+    return markdown(["volume", "ours", "torch's convolutions", "of their time"], rows)
+
+
 def predict() -> str:
     """What a frame costs a fine-tuned model, as a run and as a program."""
     found = read_cell(RESULTS / "bench-cpu" / "predict.json")
@@ -372,6 +382,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tables": tables,
     "metrics": metrics,
     "sparse": sparse,
+    "layout": layout,
     "predict": predict,
 }
 
