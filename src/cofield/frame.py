@@ -174,7 +174,9 @@ class Hidden:
 
     def pixels(self, height: int, width: int) -> Bool[Tensor, "b n height width"]:
         """The hidden patches at image size."""
-        rows, columns = self.patches.shape[-2:]
+        frames, cameras, rows, columns = self.patches.shape
+        if not cameras:
+            return self.patches.new_zeros(frames, 0, height, width)
         if height % rows or width % columns:
             raise ValueError(f"{rows}×{columns} patches do not tile an image of {height}×{width}")
         tall = self.patches.repeat_interleave(height // rows, -2)

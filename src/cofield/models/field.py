@@ -113,6 +113,8 @@ class Background(nn.Module):
 
 def light(seen: Batch, hidden: Hidden | None) -> Float[Tensor, "b n k"]:
     """The mean visible colour of 3 × 4 parts of every image; of the whole image where a part is hidden altogether."""
+    if not seen.images.shape[1]:
+        return seen.images.new_zeros(len(seen), 0, 3 * Background.rows * Background.columns)
     visible = seen.valid if hidden is None else seen.valid & ~hidden.pixels(*seen.images.shape[-2:])
     known = visible.flatten(0, 1)[:, None].to(seen.images.dtype)
     both = torch.cat([seen.images.flatten(0, 1) * known, known], 1)

@@ -105,7 +105,7 @@ def camera_view(
 ) -> View:
     """Camera pixels: their colour, and the depth of the nearest keyframe return in them.
 
-    Without a seed every valid pixel is taken and nothing is random.
+    Without a seed every valid pixel is taken and nothing is random. Of frames without cameras there is no ray.
 
     Args:
         bins: where rays begin and end; without them, where the grid does.
@@ -116,7 +116,7 @@ def camera_view(
     known = depth.isfinite()
     valid = batch.valid.flatten()
     height, width = batch.valid.shape[-2:]
-    if seed is None:
+    if seed is None or not len(valid):
         pixels = valid.nonzero()[:, 0]
     else:
         guided = round(sampling.pixels * sampling.guided)
