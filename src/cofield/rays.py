@@ -71,7 +71,7 @@ class Rays:
 
     @classmethod
     def from_above(cls, cells: Int[Tensor, "r"], grid: Grid) -> "Rays":
-        """Vertical rays down through the columns of an x, y, z grid, given as flat indices into [b y x]."""
+        """Vertical rays down the middle of a grid's columns, given as flat indices into [b y x]."""
         columns, height = grid.count[0] * grid.count[1], grid.cell[2] * grid.count[2]
         origin = grid.flat().centres(cells.device).flatten(0, 2)[cells % columns]
         up = origin.new_tensor([0.0, 0.0, 1.0])

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from cofield.draw import generator
 from cofield.frame import collate
+from cofield.grid import CylinderGrid
 from cofield.models.mask import Masking, hide, random_mask
 from streets import frame
 
@@ -36,6 +38,20 @@ def test_points_are_hidden_by_whole_cubes() -> None:
     share = torch.zeros(len(cubes)).index_add(0, slot, hidden.points.float()) / slot.bincount()
     assert ((share == 0) | (share == 1)).all()
     assert share.sum() == round(0.7 * len(cubes))
+
+
+def test_on_a_cylinder_points_are_hidden_by_whole_columns_as_many_around_as_outwards() -> None:
+    batch = collate([frame("a", count=1000)])
+    grid = CylinderGrid((0.0, -math.pi, -3.0), (1.0, math.pi / 16, 1.0), (12, 32, 6), (0.9, 0.0, 1.8))
+    for cell, columns in ((0.3, 1), (2.2, 2)):
+        hidden = hide(batch, replace(MASKING, lidar_cell=cell), 0, grid).points
+        x, y = (batch.points.xyz_ego[:, :2] - torch.tensor([0.9, 0.0])).unbind(-1)
+        outwards = (torch.hypot(x, y) / columns).floor()
+        around = ((torch.atan2(y, x) + math.pi) / (math.pi / 16 * columns)).floor()
+        bundles, slot = torch.stack([outwards, around], -1).unique(dim=0, return_inverse=True)
+        share = torch.zeros(len(bundles)).index_add(0, slot, hidden.float()) / slot.bincount()
+        assert ((share == 0) | (share == 1)).all()
+        assert share.sum() == round(0.7 * len(bundles))
 
 
 def test_what_a_frame_hides_depends_on_neither_its_batch_nor_its_place_in_it() -> None:

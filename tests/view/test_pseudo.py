@@ -20,7 +20,7 @@ from cofield.train.run import finetune
 from cofield.train.semi import SemiSegment
 from cofield.view import pictures
 from cofield.view.paint import SEMANTIC_PALETTE
-from cofield.view.predictions import around
+from cofield.view.pictures import around
 from cofield.view.pseudo import (
     legend,
     looked_pictures,

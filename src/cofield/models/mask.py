@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cofield.draw import Key
 from cofield.frame import Batch, Hidden
+from cofield.grid import CylinderGrid, Grid
 
 SPAN = 2**20
 
@@ -20,7 +21,8 @@ class Masking:
         patch: side of the square image patches, in pixels; it must tile the image.
         image_ratio: share of each image's patches.
         lidar_ratio: share of the occupied LiDAR cells (of those at the car, if `lidar_ratio_far` is given).
-        lidar_cell: side of the cubes that points are hidden in, in metres.
+        lidar_cell: side of the cubes that points are hidden in, in metres. On a cylinder points are hidden in whole
+            columns of its cells: as many outwards as make up this length, and as many around.
         lidar_ratio_far: share at 50 m and beyond; in between the share changes linearly with distance.
     """
 
@@ -31,8 +33,12 @@ class Masking:
     lidar_ratio_far: float | None = None
 
 
-def hide(batch: Batch, masking: Masking, seed: Key) -> Hidden:
-    """What is hidden of each frame: a function of seed, epoch, frame and camera, and of nothing else."""
+def hide(batch: Batch, masking: Masking, seed: Key, grid: Grid | None = None) -> Hidden:
+    """What is hidden of each frame: a function of seed, epoch, frame and camera, and of nothing else.
+
+    Args:
+        grid: the trunk's. On a cylinder points are hidden in columns of it; otherwise in cubes, whatever the grid.
+    """
     cameras, height, width = batch.valid.shape[1:]
     size = masking.patch
     if height % size or width % size:
@@ -45,7 +51,7 @@ def hide(batch: Batch, masking: Masking, seed: Key) -> Hidden:
             draw = batch.draw(b, seed, "hide image", n)
             patches[b, n] = random_mask(patches[b, n].numel(), masking.image_ratio, draw).view_as(patches[b, n])
         rows = slice(bounds[b], bounds[b + 1])
-        points[rows] = _hidden_points(xyz_ego[rows], masking, batch.draw(b, seed, "hide points"))
+        points[rows] = _hidden_points(xyz_ego[rows], masking, grid, batch.draw(b, seed, "hide points"))
     device = batch.images.device
     return Hidden(patches.to(device), points.to(device))
 
@@ -56,16 +62,30 @@ def random_mask(length: int, ratio: float, draw: torch.Generator) -> Bool[Tensor
     return rank < round(ratio * length)
 
 
-def _hidden_points(xyz_ego: Float[Tensor, "p 3"], masking: Masking, draw: torch.Generator) -> Bool[Tensor, "p"]:
-    """Points in hidden cubes. Sweeps share their cubes, so what one sweep may not show, none shows."""
-    # One number per cube: counting numbers is far faster than counting rows. Points are within 2^20 cubes.
-    x, y, z = (xyz_ego / masking.lidar_cell).floor().long().clamp(-SPAN, SPAN - 1).unbind(-1)
-    cubes, slot = ((x * 2 * SPAN + y) * 2 * SPAN + z).unique(return_inverse=True)
+def pieces(xyz_ego: Float[Tensor, "p 3"], size: float, grid: Grid | None = None) -> Int[Tensor, "p 3"]:
+    """The piece that each point is hidden with: a cube of that size, or on a cylinder a bundle of columns.
+
+    A bundle has as many columns around as outwards. So it grows with the distance, as the gaps between beams do.
+    """
+    if not isinstance(grid, CylinderGrid):
+        return (xyz_ego / size).floor().long()
+    columns = max(1, round(size / grid.cell[0]))
+    at = (grid.coordinates(xyz_ego) - xyz_ego.new_tensor(grid.lower)) / xyz_ego.new_tensor(grid.cell)
+    return (at * at.new_tensor([1.0, 1.0, 0.0])).floor().long().div(columns, rounding_mode="floor")
+
+
+def _hidden_points(
+    xyz_ego: Float[Tensor, "p 3"], masking: Masking, grid: Grid | None, draw: torch.Generator
+) -> Bool[Tensor, "p"]:
+    """Points in hidden pieces. Sweeps share their pieces, so what one sweep may not show, none shows."""
+    # One number per piece: counting numbers is far faster than counting rows. Points are within 2^20 pieces.
+    x, y, z = pieces(xyz_ego, masking.lidar_cell, grid).clamp(-SPAN, SPAN - 1).unbind(-1)
+    found, slot = ((x * 2 * SPAN + y) * 2 * SPAN + z).unique(return_inverse=True)
     if masking.lidar_ratio_far is None:
-        hidden = random_mask(len(cubes), masking.lidar_ratio, draw)
+        hidden = random_mask(len(found), masking.lidar_ratio, draw)
     else:
         near, far = masking.lidar_ratio, masking.lidar_ratio_far
-        distance = xyz_ego.new_full((len(cubes),), torch.inf).scatter_reduce(0, slot, xyz_ego.norm(dim=-1), "amin")
+        distance = xyz_ego.new_full((len(found),), torch.inf).scatter_reduce(0, slot, xyz_ego.norm(dim=-1), "amin")
         ratio = near + (far - near) * (distance / 50).clamp(max=1)
-        hidden = torch.rand(len(cubes), generator=draw) < ratio
+        hidden = torch.rand(len(found), generator=draw) < ratio
     return hidden[slot]

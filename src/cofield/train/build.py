@@ -70,6 +70,20 @@ def build_trunk(model: Model, grid: Grid, patch: int) -> Trunk:
     return Trunk(camera, lidar, build_fuse(model, tuple(widths), grid), grid)
 
 
+def build_encoder(model: Model, grid: Grid, patch: int) -> Trunk | Cylinder3D:
+    """What the model encodes on a grid: a trunk on boxes, Cylinder3D on a cylinder, whose input is LiDAR alone."""
+    if not isinstance(grid, CylinderGrid):
+        return build_trunk(model, grid, patch)
+    if model.camera != "none":
+        raise ValueError(
+            f"a cylinder is encoded from LiDAR alone, but model.camera is {model.camera}; with none, cameras still "
+            "supervise"
+        )
+    if model.lidar != "pillars":
+        raise ValueError(f"a cylinder has an encoder of its own; model.lidar {model.lidar} fills a grid of boxes only")
+    return Cylinder3D(grid, model.width, model.norm, model.lidar_width)
+
+
 def build_camera(model: Model) -> ConvCamera | PaperCamera:
     """The image encoder."""
     match model.camera:
@@ -107,7 +121,7 @@ def build_pretraining(config: Pretraining) -> Pretrain:
     shared = painted and config.model.field != "frustum"
     channels = {"colour": 3} if shared or terms["above_colour"] > 0 else {}
     with seeded(config.optim.seed, "weights"):
-        trunk = build_trunk(config.model, config.grid, config.mask.patch)
+        trunk = build_encoder(config.model, config.grid, config.mask.patch)
         kind = DistanceField if config.model.field == "distance" else Field
         field = kind(config.model.width, channels, config.model.field_width, directions=config.model.directions)
         background = Background() if painted else None
@@ -117,10 +131,10 @@ def build_pretraining(config: Pretraining) -> Pretrain:
     return Pretrain(trunk, field, background, config.mask, config.views, config.loss, optim, sampler, frustum)
 
 
-def build_frustum(config: Pretraining, trunk: Trunk) -> FrustumField:
+def build_frustum(config: Pretraining, trunk: Trunk | Cylinder3D) -> FrustumField:
     """What camera rays are rendered from in place of the shared volume, which other views must then train."""
     terms = config.loss.terms()
-    if trunk.camera is None:
+    if isinstance(trunk, Cylinder3D) or trunk.camera is None:
         raise ValueError("model.field frustum looks into cameras' frusta, but model.camera is none; use density")
     if not any(terms[name] for name in ("colour", "depth")):
         raise ValueError(
@@ -162,10 +176,7 @@ def build_segmentation(config: SegmentTuning) -> SemiSegment:
     if model.camera != "none":
         raise ValueError(f"segmentation is inferred from LiDAR alone, but model.camera is {model.camera}; none fits")
     with seeded(config.optim.seed, "weights"):
-        if isinstance(grid, CylinderGrid):
-            trunk = Cylinder3D(grid, model.width, model.norm, model.lidar_width)
-        else:
-            trunk = build_trunk(model, grid, config.patch)
+        trunk = build_encoder(model, grid, config.patch)
     with seeded(config.optim.seed, "head"):
         if isinstance(grid, CylinderGrid):
             head = CylinderHead(len(classes), model.width, model.lidar_width)

@@ -85,10 +85,14 @@ def load_trunk(
         if not any(name.startswith(f"{part}.") for name in own):
             known = sorted({name.rsplit(".", depth)[0] for name in own for depth in (1, 2)} & _children(trunk))
             raise ValueError(f"this trunk has no part {part!r}; it has {', '.join(known)}")
-    if grid != trunk.grid and not allow_grid_change:
+    related = type(grid) is type(trunk.grid)
+    if grid != trunk.grid and not (related and allow_grid_change):
+        advice = "--allow-grid-change loads it all the same"
+        if not related:
+            advice = "boxes and cylinders have encoders that share no weights: pre-train on the grid that is tuned"
         raise ValueError(
             f"{path} was trained on another grid:\n  there: {grid.describe()}\n  here:  {trunk.grid.describe()}\n"
-            "--allow-grid-change loads it all the same"
+            f"{advice}"
         )
     asked = {name: tensor for name, tensor in own.items() if name.startswith(wanted)}
     common = [name for name in asked if name in tensors]

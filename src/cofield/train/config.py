@@ -47,6 +47,8 @@ class Data:
 class Model:
     """The trunk and the field. The defaults are for small worlds; recipes of real data sets say what the papers had.
 
+    On a cylinder the trunk is Cylinder3D: of what is said of encoders it has `norm`, `width` and `lidar_width`.
+
     Args:
         camera: the image encoder; swin-t and resnet50 are the papers', with LSS-FPN above.
         lidar: the point encoder; voxelnet is SECOND's sparse one.
@@ -130,11 +132,25 @@ class Optim:
         return replace(self, rate=self.rate * batch / self.rate_batch, rate_batch=batch) if self.rate_batch else self
 
 
+def _grid(values: Grid | dict[str, object]) -> Grid:
+    """A grid of either kind. One that names none is of boxes, as pre-training runs had when they knew no other."""
+    if isinstance(values, Grid):
+        return values
+    try:
+        grid = grid_from_plain({"kind": "BoxGrid"} | values)
+        return TypeAdapter(type(grid)).validate_python(asdict(grid))
+    except (TypeError, ValidationError) as problem:
+        raise ValueError(f"{values} is no grid: {problem}") from problem
+
+
+AnyGrid = Annotated[Grid, PlainValidator(_grid), PlainSerializer(Grid.to_plain)]
+
+
 @dataclass(frozen=True)
 class Pretraining:
-    """A whole pre-training run."""
+    """A whole pre-training run; on a grid of boxes, or of LiDAR alone on a cylinder."""
 
-    grid: BoxGrid
+    grid: AnyGrid
     task: Literal["pretrain"] = "pretrain"
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -260,13 +276,6 @@ class PointClasses:
     classes: Literal["nuscenes-lidarseg", "semantickitti"] = "nuscenes-lidarseg"
 
 
-def _grid(values: Grid | dict[str, object]) -> Grid:
-    try:
-        return values if isinstance(values, Grid) else grid_from_plain(values)
-    except TypeError as problem:
-        raise ValueError(f"{values} is no grid: {problem}") from problem
-
-
 @dataclass(frozen=True)
 class Finetuning:
     """What every fine-tuning run has; each task adds its head."""
@@ -332,7 +341,7 @@ class PointTuning(Finetuning):
 class SegmentTuning(Finetuning):
     """A whole run of LiDAR segmentation from few labels; on a grid of boxes, or with Cylinder3D on a cylinder."""
 
-    grid: Annotated[Grid, PlainValidator(_grid), PlainSerializer(Grid.to_plain)]
+    grid: AnyGrid
     task: Literal["segment"] = "segment"
     head: PointClasses = field(default_factory=PointClasses)
     semi: Semi = field(default_factory=Semi)

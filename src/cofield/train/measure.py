@@ -40,8 +40,8 @@ def paint_frame(task: Pretrain, frame: Frame, novel: tuple[Camera, ...] = (), se
     if novel and task.frustum is not None:
         raise ValueError("a frustum shows its own pixels only; give no novel cameras, or train another model.field")
     batch = collate([frame])
-    hidden = hide(batch, task.masking, seed)
     grid, sampling = task.trunk.grid, task.sampling
+    hidden = hide(batch, task.masking, seed, grid)
     views = {
         "camera": camera_view(batch, hidden, sampling, grid, None, task.bins),
         "beam": beam_view(batch, hidden, sampling, grid, None),

@@ -43,6 +43,9 @@ RECIPES: dict[str, Recipe] = {
     **with_each_alone("kitti", roads.kitti),
     "nuscenes-laptop": roads.nuscenes_laptop,
     "kitti-laptop": roads.kitti_laptop,
+    "cylinder:world:small": worlds.cylinder_world_small,
+    "cylinder:nuscenes": roads.cylinder_nuscenes,
+    "cylinder:semantickitti": roads.cylinder_semantickitti,
     "map:world:tiny": worlds.map_world_tiny,
     **with_each_alone("map:world:small", worlds.map_world_small),
     **with_each_alone("map:world:nuscenes-like", roads.map_world_nuscenes_like),
@@ -59,6 +62,7 @@ RECIPES: dict[str, Recipe] = {
     **with_each_alone("boxes:kitti", roads.boxes_kitti),
     "points:world:small": worlds.points_world_small,
     "lidarseg:world:small": worlds.lidarseg_world_small,
+    "lidarseg:world:small-cylinder": worlds.lidarseg_world_small_cylinder,
     "lidarseg:nuscenes": roads.lidarseg_nuscenes,
     "lidarseg:nuscenes-full": roads.lidarseg_nuscenes_full,
     "lidarseg:semantickitti": roads.lidarseg_semantickitti,
@@ -81,7 +85,7 @@ def repeat(config: Pretraining) -> str:
     changes = {
         name: {field: value for field, value in mine.items() if flat(other)[field] != value}
         for name, other in known.items()
-        if isinstance(other, Pretraining)
+        if isinstance(other, Pretraining) and type(other.grid) is type(config.grid)
     }
     name = min(changes, key=lambda each: len(changes[each]))
     return " ".join(["cofield pretrain", name, *(_flag(field, value) for field, value in changes[name].items())])

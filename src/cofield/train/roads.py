@@ -188,6 +188,7 @@ def map_world_nuscenes_like() -> MapTuning:
 def _boxes(before: Pretraining, head: BoxHead, frames: int) -> BoxTuning:
     optim = replace(before.optim, steps=20 * frames // 16, validate_every=5000)
     data = replace(before.data, validation=10_000)
+    assert isinstance(before.grid, BoxGrid)
     return BoxTuning(before.grid, "detect", data, model=before.model, patch=before.mask.patch,
                      augment=before.augment, optim=optim, head=head)  # fmt: skip
 
@@ -261,6 +262,29 @@ def lidarseg_scribblekitti() -> SegmentTuning:
     """ScribbleKITTI: the same scans, where labelled only along a few lines."""
     few = lidarseg_semantickitti()
     return replace(few, data=replace(few.data, source="scribblekitti"))
+
+
+def cylinder_nuscenes() -> Pretraining:
+    """Cylinder3D of lidarseg:nuscenes, before any label: from LiDAR alone, taught by beams, heights and cameras."""
+    return _unlabelled(lidarseg_nuscenes(), nuscenes())
+
+
+def cylinder_semantickitti() -> Pretraining:
+    """The same for lidarseg:semantickitti; without image_2 and image_3, beams and heights alone teach."""
+    return _unlabelled(lidarseg_semantickitti(), kitti())
+
+
+def _unlabelled(few: SegmentTuning, paper: Pretraining) -> Pretraining:
+    """The trunk, scans and turns of a segmentation; what is hidden, rays and image size of a paper's pre-training."""
+    return Pretraining(
+        grid=few.grid,
+        data=replace(few.data, batch=8, validation=paper.data.validation),
+        model=few.model,
+        mask=paper.mask,
+        views=paper.views,
+        augment=replace(few.augment, resize=paper.augment.resize, size=paper.augment.size),
+        optim=replace(few.optim, save_every=paper.optim.save_every, validate_every=paper.optim.validate_every),
+    )
 
 
 def _all_labels(few: SegmentTuning, height: tuple[float, float], scans: int) -> SegmentTuning:

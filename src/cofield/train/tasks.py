@@ -63,12 +63,13 @@ class Pretrain(lightning.LightningModule):
     """Hide, encode, render, compare. Nothing here reads a label.
 
     Args:
+        trunk: of any sensors on a grid of boxes, or of LiDAR alone on a cylinder.
         frustum: what camera rays are rendered from, in place of the field and its volume.
     """
 
     def __init__(
         self,
-        trunk: Trunk,
+        trunk: Trunk | Cylinder3D,
         field: Field | DistanceField,
         background: Background | None,
         masking: Masking,
@@ -87,7 +88,7 @@ class Pretrain(lightning.LightningModule):
 
     def forward(self, batch: Batch, seed: Key) -> tuple[dict[str, Term], list[tuple[View, Seen]]]:
         """The terms of a batch, and the views they come from; the seed decides what is hidden and where rays go."""
-        hidden = hide(batch, self.masking, seed)
+        hidden = hide(batch, self.masking, seed, self.trunk.grid)
         views = self.views(batch, hidden, seed)
         scene = self.encode(batch, hidden, seed if self.training else None)
         seen = [(view, self.see(scene, view)) for view in views]
@@ -118,7 +119,11 @@ class Pretrain(lightning.LightningModule):
             seed: of the encoders' own draws, which are off without it.
         """
         seen = batch if hidden is None else batch.visible(hidden)
-        volume, frusta = self.trunk.with_frusta(batch, hidden, seed)
+        frusta = None
+        if isinstance(self.trunk, Cylinder3D):
+            volume = self.trunk(batch, hidden)
+        else:
+            volume, frusta = self.trunk.with_frusta(batch, hidden, seed)
         occupied = None
         if self.sampler == "skipping":
             occupied = occupancy(seen.points.xyz_ego, seen.sample, volume.grid, len(batch))
@@ -127,7 +132,9 @@ class Pretrain(lightning.LightningModule):
     @property
     def bins(self) -> DepthBins | None:
         """The depths that camera rays are bound to; None where they cross the whole grid."""
-        return None if self.frustum is None or self.trunk.camera is None else self.trunk.camera.lift.bins
+        if self.frustum is None or isinstance(self.trunk, Cylinder3D) or self.trunk.camera is None:
+            return None
+        return self.trunk.camera.lift.bins
 
     def see(self, scene: Scene, view: View) -> Seen:
         """What a view's rays see; cameras have the background behind what is not opaque, beams and columns nothing."""

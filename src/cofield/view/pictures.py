@@ -1,5 +1,6 @@
 """What a pre-trained field paints, beside what it was shown and what is true."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from cofield.data import Source
 from cofield.data.augment import prepared
 from cofield.data.folders import readable
 from cofield.data.loader import spread
-from cofield.grid import Grid
+from cofield.grid import BoxGrid, CylinderGrid, Grid
 from cofield.models.render import Seen
 from cofield.ops.voxelize import nearest
 from cofield.train.config import Config
@@ -24,11 +25,14 @@ from cofield.train.run import open_run, open_split
 from cofield.train.views import View
 from cofield.view.paint import Picture, depth_picture, picture, tiles, upward, write_ply
 
+FINE = 0.25  # metres: what a cylinder is drawn in from above
 WORST = 0.2  # a relative error, or half a metre of height, or a fifth of a colour: drawn in full red
 
 
 def camera_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]:
     """For every camera: input, what is left of it, rendered colour and depth, true depth, error of colour."""
+    if not painting.frame.cameras:
+        return []
     view, seen = painting.views["camera"]
     cameras, height, width = painting.batch.valid.shape[1:]
     shape = (cameras, height, width)
@@ -97,8 +101,6 @@ def beam_pictures(painting: Painting, columns: int = 360) -> list[tuple[str, Pic
 def above_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]:
     """From above, forward up: heights and colours, visible, rendered and true."""
     view, seen = painting.views["above"]
-    width, depth, _ = grid.count
-    shape = (depth, width)
     low, high = grid.lower[2] + grid.origin_ego[2], grid.upper[2] + grid.origin_ego[2]
     target = view.targets["height"]
     height = view.rays.origin[:, 2] - seen.range
@@ -109,16 +111,16 @@ def above_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]:
         "true height": torch.where(target.valid, target.value, nowhere),
     }
     found = [
-        (name, _upward(heat((scattered(view.rays.source, value, shape) - low) / (high - low))))
+        (name, _upward(heat((on_the_ground(view.rays.source, value, grid) - low) / (high - low))))
         for name, value in layers.items()
     ]
     error = torch.where(target.valid, (height - target.value).abs() / 0.5, nowhere)
-    found.append(("height error", _upward(heat(scattered(view.rays.source, error, shape)))))
+    found.append(("height error", _upward(heat(on_the_ground(view.rays.source, error, grid)))))
     if "colour" in seen.channels:
         goal = view.targets["above_colour"]
         pairs = {"rendered colour": seen.channels["colour"], "colour seen by cameras": goal.value}
         for name, values in pairs.items():
-            image = torch.stack([scattered(view.rays.source, c, shape) for c in values.unbind(-1)])
+            image = torch.stack([on_the_ground(view.rays.source, c, grid) for c in values.unbind(-1)])
             found.append((name, _upward(picture(image))))
     return found
 
@@ -127,17 +129,17 @@ def write_pictures(painting: Painting, grid: Grid, out: Path, name: str) -> list
     """All pictures of a painting, as PNG files, and its rendered surface as a point cloud."""
     out.mkdir(parents=True, exist_ok=True)
     sheets = {
-        "cameras": tiles(camera_pictures(painting, grid), columns=6, width=320),
-        "beams": tiles(beam_pictures(painting), columns=1, width=1080),
-        "above": tiles(above_pictures(painting, grid), columns=3, width=320),
+        "cameras": (camera_pictures(painting, grid), 6, 320),
+        "beams": (beam_pictures(painting), 1, 1080),
+        "above": (above_pictures(painting, grid), 3, 320),
+        "novel": (novel_pictures(painting), 3, 320),
     }
-    if "novel" in painting.views:
-        sheets["novel"] = tiles(novel_pictures(painting), columns=3, width=320)
     written = []
-    for kind, sheet in sheets.items():
-        path = out / f"{name}-{kind}.png"
-        Image.fromarray(sheet).save(path)
-        written.append(path)
+    for kind, (shown, columns, width) in sheets.items():
+        if shown:
+            path = out / f"{name}-{kind}.png"
+            Image.fromarray(tiles(shown, columns, width)).save(path)
+            written.append(path)
     view, seen = painting.views["camera"]
     solid = seen.opacity > 0.5
     xyz = (view.rays.origin + view.rays.direction * seen.range[:, None])[solid]
@@ -181,6 +183,27 @@ def scattered(place: Tensor, values: Float[Tensor, "r"], shape: tuple[int, ...])
     flat = values.new_full((int(np.prod(shape)),), torch.nan)
     flat[place] = values
     return flat.view(shape)
+
+
+def on_the_ground(columns: Tensor, values: Float[Tensor, "r"], grid: Grid) -> Float[Tensor, "y x"]:
+    """Values of a grid's columns as a raster along x and y: that of boxes itself, of a cylinder the square around."""
+    plan = grid.flat()
+    every = scattered(columns, values, plan.shape[1:]).flatten()
+    cell, inside = plan.cell_of(around(plan, FINE).centres()[0])
+    return torch.where(inside, every[cell], torch.nan)
+
+
+def around(grid: Grid, cell: float = 1.0) -> BoxGrid:
+    """A grid of boxes about the same place: itself, or of a cylinder the square around it, in cells of that size."""
+    match grid:
+        case BoxGrid():
+            return grid
+        case CylinderGrid():
+            cells = math.ceil(grid.upper[0] / cell)
+            low = (-cells * cell, -cells * cell, grid.lower[2])
+            size = (cell, cell, grid.upper[2] - grid.lower[2])
+            return BoxGrid(low, size, (2 * cells, 2 * cells, 1), grid.origin_ego)
+    raise ValueError(f"a {type(grid).__name__} is not drawn from above; boxes and cylinders are")
 
 
 def heat(share: Float[Tensor, "h w"]) -> Picture:

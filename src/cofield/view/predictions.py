@@ -1,6 +1,5 @@
 """What a fine-tuned run says of frames, beside what is true."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +10,14 @@ from torch import Tensor
 from cofield.classes import DETECTION, LIDARSEG, Classes, translate
 from cofield.data.submission import MapRaster
 from cofield.frame import Boxes, Frame, collate
-from cofield.grid import BoxGrid, CylinderGrid, Grid
+from cofield.grid import BoxGrid
 from cofield.models.mapseg import MapHead
 from cofield.train.predict import predicted, score
 from cofield.train.run import open_finetuned
 from cofield.train.semi import SemiSegment
 from cofield.train.tasks import Detect, MapSegment, PointSegment, Supervised
 from cofield.view.paint import SEMANTIC_PALETTE, Picture, bird_picture, picture, tiles, upward, with_boxes, write_ply
-from cofield.view.pictures import frames_of, heat
+from cofield.view.pictures import around, frames_of, heat
 
 SURE = 0.3  # the least score of a box that is drawn
 TRUE, SAID = (90, 230, 120), (255, 180, 0)
@@ -111,19 +110,6 @@ def point_pictures(
     views = {name: replace(bare, points=replace(frame.points, labels=each)) for name, each in sets.items()}
     # Small, to be enlarged: a point is then more than one pixel.
     return [(name, bird_picture(each, grid, magnified(grid, _WIDTH // 2))) for name, each in views.items()]
-
-
-def around(grid: Grid) -> BoxGrid:
-    """A grid of boxes about the same place: itself, or of a cylinder the square around it, in cells of a metre."""
-    match grid:
-        case BoxGrid():
-            return grid
-        case CylinderGrid():
-            reach = math.ceil(grid.upper[0])
-            height = grid.upper[2] - grid.lower[2]
-            low = (-float(reach), -float(reach), grid.lower[2])
-            return BoxGrid(low, (1.0, 1.0, height), (2 * reach, 2 * reach, 1), grid.origin_ego)
-    raise ValueError(f"a {type(grid).__name__} is not drawn from above; boxes and cylinders are")
 
 
 def magnified(grid: BoxGrid, wide: int = 2 * _WIDTH) -> int:
