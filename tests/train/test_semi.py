@@ -18,6 +18,7 @@ from cofield.data.stored import Stored
 from cofield.frame import Batch, Frame, collate
 from cofield.grid import CylinderGrid
 from cofield.models.field import Field
+from cofield.models.project import in_front
 from cofield.models.semantics import segmentation_loss
 from cofield.rays import Rays
 from cofield.train import run
@@ -173,6 +174,24 @@ def test_what_unlabelled_scans_teach_begins_at_nothing() -> None:
     task, batch = made(config(few(ramp=(0.0, 0.5)), optim=Optim(steps=8)))
     assert set(task.learn(batch, 0)[0]) == {"points", "beams", "range", "placed"}
     assert [task.learn(batch, step)[0]["pseudo"][0] for step in (1, 2, 4, 7)] == [0.125, 0.25, 0.5, 0.5]
+
+
+def test_together_points_vote_beside_rays_and_are_taught_beside_pixels() -> None:
+    apart, batch = made(config(few("nerf")))
+    both, _ = made(config(few("nerf", together=True)))
+    others = batch.select([1])
+    reading = both.read(others)
+    _, alone, _ = apart.rendered(others, apart.read(others))
+    value, votes, _ = both.rendered(others, reading)
+    points = len(in_front(others).point)
+    assert points > 0
+    assert len(votes.label) == len(alone.label) + points
+    assert set(votes.segment.tolist()) >= set(alone.segment.tolist())
+    value.backward()
+    assert all(w.grad is not None and w.grad.any() for w in both.head.layers[-1].parameters()), "points are taught"
+    loss = apart.rendered(others, apart.read(others))[0]
+    loss.backward()
+    assert all(w.grad is None for w in apart.head.parameters()), "pixels alone are"
 
 
 def test_if_all_segments_are_rejected_the_loss_is_zero_and_the_run_goes_on() -> None:

@@ -19,6 +19,8 @@ class Semi:
         placed: the weight of the classes that the field has at labelled points themselves: a beam's samples are few,
             a point is where it is.
         ranges: the weight of their range by `nerf` where scans are not labelled, from the first step on.
+        together: with `nerf` and segments, let points vote beside rays, and teach points beside pixels: rendering and
+            projection at once.
         carves: let pseudo-labels move what is where, and not only say what it is.
         mixing: the weight of scans mixed as LaserMix does, with the labels of a teacher; 0 does without both.
         momentum: of the teacher's weights, which follow the network's.
@@ -33,6 +35,7 @@ class Semi:
     rendered: float = 0.5
     placed: float = 1.0
     ranges: float = 0.0
+    together: bool = False
     carves: bool = False
     mixing: float = 0.0
     momentum: float = 0.99

@@ -25,6 +25,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "projection-pixels": ({"method": "projection"}, {"segmenter": "pixels"}),
     "projection-pixels-unsifted": ({"method": "projection"}, {"segmenter": "pixels"} | EVERYTHING),
     "projection-consistent": ({"method": "projection-consistent"}, {"segmenter": "exact"}),
+    "nerf-projection": ({"method": "nerf", "together": True}, {"segmenter": "exact"}),
     "teacher-mixing": ({"method": "supervised", "mixing": 0.5}, {}),
     "nerf-exact-mixing": ({"method": "nerf", "mixing": 0.5}, {"segmenter": "exact"}),
 }

@@ -219,7 +219,10 @@ class SemiSegment(Supervised[PointIoU]):
         return segmentation_loss(values["semantics"][:, 0].clamp(min=1e-6).log(), labels[known])
 
     def rendered(self, batch: Batch, reading: Reading) -> tuple[Tensor, Votes, Tensor | None]:
-        """The error of rendered pixels against what their segments voted for, the votes, and the truth if known."""
+        """The error of rendered pixels against what their segments voted for, the votes, and the truth if known.
+
+        Together, a segment's points vote beside its rays, and it teaches both.
+        """
         field, volume, pseudo, seed = self.field, reading.volume, self.pseudo, self.optim.seed
         if field is None or volume is None:
             raise ValueError("pixels are rendered by the method nerf alone")
@@ -234,9 +237,18 @@ class SemiSegment(Supervised[PointIoU]):
         rays = Rays.from_cameras(batch, pixels, volume.grid)
         jitter = jitter_of(batch, rays, pseudo.samples, seed, "segments")
         seen = seen_classes(self.see(batch, volume, rays, jitter))
-        votes = vote(seen, segment, self.confidence, self.supplies.prior)
         truth = None if self.supplies.truth is None else self.supplies.truth.pixels(batch).flatten()[pixels]
-        return rendered_loss(seen, votes.label), votes, truth
+        if segments is None or not self.semi.together:
+            votes = vote(seen, segment, self.confidence, self.supplies.prior)
+            return rendered_loss(seen, votes.label), votes, truth
+        at = in_front(batch)
+        all_seen = torch.cat([seen, reading.points.softmax(-1)[at.point]])
+        votes = vote(all_seen, torch.cat([segment, segments.flatten()[at.pixel]]), self.confidence, self.supplies.prior)
+        of_pixels, of_points = votes.label.split([len(pixels), len(at.point)])
+        labels = point_labels(at, of_points, len(batch.points))
+        if truth is not None and self.supplies.truth is not None:
+            truth = torch.cat([truth, self.supplies.truth.points(batch)[at.point]])
+        return rendered_loss(seen, of_pixels) + reading.loss(labels), votes, truth
 
     def see(self, batch: Batch, volume: Volume, rays: Rays, jitter: Float[Tensor, "r s"]) -> Seen:
         """What camera rays see of a volume, by default only where points are, and in the cells beside them.
