@@ -29,6 +29,7 @@ PLAIN = (
     "nerf-felzenszwalb",
     "projection",
     "projection-consistent",
+    "nerf-projection",
     "teacher-mixing",
     "nerf-exact-mixing",
 )
