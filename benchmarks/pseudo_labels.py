@@ -40,8 +40,9 @@ def main() -> None:
     began, rows = time.perf_counter(), []
     for run in options.runs:
         for source in options.sources:
-            rows += scored(run, source, options.frames)
-            print("\n".join("  ".join(map(str, row.values())) for row in rows[-2 * 12 :]), flush=True)
+            found = scored(run, source, options.frames)
+            print("\n".join("  ".join(map(str, row.values())) for row in found), flush=True)
+            rows += found
     if options.out:
         write_results(options.out, rows, time.perf_counter() - began)
 
