@@ -3,9 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from cofield.train.config import SegmentTuning
+from cofield.train.recipes import recipe
+from cofield.train.run import finetune
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 
@@ -50,3 +55,27 @@ def test_a_frame_is_timed_as_a_run_and_as_a_program_with_any_sensors(tmp_path: P
     for sensors in ("cameras and LiDAR", "LiDAR", "cameras"):
         assert {(sensors, "run", "32"), (sensors, "program", "32")} <= cases
     assert all(row["ms"] > 0 and row["gib"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_pseudo_labels_of_a_run_are_scored_by_rendering_and_by_projecting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COFIELD_CACHE", str(tmp_path / "cache"))
+    few = recipe("lidarseg:world:small")
+    assert isinstance(few, SegmentTuning)
+    few = replace(few, data=replace(few.data, source="world:tiny", validation=1), optim=replace(few.optim, steps=2))
+    run, out = tmp_path / "run", tmp_path / "pseudo.json"
+    finetune(few, run)
+    ran("pseudo_labels.py", str(run), "--sources", "world:tiny@tune", "--frames", "1", "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["route"] for row in rows} == {"rendered", "projected"}
+    assert {row["metric"] for row in rows if row["route"] == "rendered"} >= {"pixels, all, precision"}
+    assert all(0 <= row["value"] <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_layout_of_a_volume_is_timed(tmp_path: Path) -> None:
+    out = tmp_path / "layout.json"
+    ran("layout.py", "--rounds", "1", "--out", str(out))
+    assert len(json.loads(out.read_text())["rows"]) == 2
