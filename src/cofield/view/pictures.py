@@ -121,7 +121,7 @@ def above_pictures(painting: Painting, grid: Grid) -> list[tuple[str, Picture]]:
         pairs = {"rendered colour": seen.channels["colour"], "colour seen by cameras": goal.value}
         for name, values in pairs.items():
             image = torch.stack([on_the_ground(view.rays.source, c, grid) for c in values.unbind(-1)])
-            found.append((name, _upward(picture(image))))
+            found.append((name, _upward(picture(image.nan_to_num()))))
     return found
 
 
