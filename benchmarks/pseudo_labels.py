@@ -59,7 +59,7 @@ def scored(folder: Path, name: str, frames: int) -> list[dict[str, object]]:
         frame = source[index]
         segments = segments_of(config, name, frame)
         for route, method in ROUTES.items():
-            task.semi = replace(task.semi, method=method)
+            task.semi = replace(task.semi, method=method, together=False)
             looked = look_at(task, frame, segments, prior)
             assert looked.truth is not None
             for measure, (hits, asked) in counts(frame, looked.taught, looked.truth, route).items():

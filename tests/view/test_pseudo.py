@@ -11,6 +11,7 @@ from cofield.data import Source
 from cofield.data.segment_cache import precompute
 from cofield.data.segments import Felzenszwalb
 from cofield.frame import Frame, collate
+from cofield.models.pointseg import PointHead
 from cofield.models.project import in_front
 from cofield.train import pseudo as looking
 from cofield.train.build import build_finetuning
@@ -71,6 +72,23 @@ def test_rendered_pixels_have_a_class_an_entropy_and_their_segments_label() -> N
     assert looked.score["recall"] == pytest.approx(float(known[:, 8:].float().mean()))
     again = look_at(task, made, halves(made))
     assert torch.equal(again.entropy, looked.entropy), "looking is deterministic"
+
+
+def test_together_the_sure_points_of_a_segment_outvote_unsure_rays() -> None:
+    """A head that is sure of one class, and a field that is sure of none: rays alone keep nothing, points all."""
+    made = with_truth(frame("a"))
+    for together in (False, True):
+        task = task_of(config(few(together=together), replace(TRUSTING, threshold=0.3)))
+        assert isinstance(task.head, PointHead)
+        assert task.field is not None
+        assert task.field.kind is not None
+        for last in (task.head.layers[-1], task.field.kind[-1]):
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+        task.head.layers[-1].bias.data[5] = 50.0
+        looked = look_at(task, made, halves(made))
+        assert (looked.taught[:, :-1] == (5 if together else UNKNOWN)).all()
+        assert looked.score["labelled"] == (pytest.approx(15 / 16) if together else 0)
 
 
 def test_nothing_is_taught_where_nobody_is_sure() -> None:

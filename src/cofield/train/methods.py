@@ -9,17 +9,18 @@ from pydantic import TypeAdapter, ValidationError
 from cofield.train.config import Finetuning, SegmentTuning, flat
 
 EVERYTHING = {"threshold": None, "voters": 1, "smallest": 1}  # of `pseudo`: the confidence sampler is off
+RENDERED = {"method": "nerf", "together": False}  # of `semi`: rays vote and are taught, points are not
 # What each changes in the groups `semi` and `pseudo`.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "supervised": ({"method": "supervised"}, {}),
-    "nerf-exact": ({"method": "nerf"}, {"segmenter": "exact"}),
-    "nerf-exact-unsifted": ({"method": "nerf"}, {"segmenter": "exact"} | EVERYTHING),
-    "nerf-exact-cautious": ({"method": "nerf"}, {"segmenter": "exact", "caution": 0.5}),
-    "nerf-felzenszwalb": ({"method": "nerf"}, {"segmenter": "felzenszwalb"}),
-    "nerf-felzenszwalb-fine": ({"method": "nerf"}, {"segmenter": "felzenszwalb-fine"}),
-    "nerf-felzenszwalb-coarse": ({"method": "nerf"}, {"segmenter": "felzenszwalb-coarse"}),
-    "nerf-pixels": ({"method": "nerf"}, {"segmenter": "pixels"}),
-    "nerf-pixels-unsifted": ({"method": "nerf"}, {"segmenter": "pixels"} | EVERYTHING),
+    "nerf-exact": (RENDERED, {"segmenter": "exact"}),
+    "nerf-exact-unsifted": (RENDERED, {"segmenter": "exact"} | EVERYTHING),
+    "nerf-exact-cautious": (RENDERED, {"segmenter": "exact", "caution": 0.5}),
+    "nerf-felzenszwalb": (RENDERED, {"segmenter": "felzenszwalb"}),
+    "nerf-felzenszwalb-fine": (RENDERED, {"segmenter": "felzenszwalb-fine"}),
+    "nerf-felzenszwalb-coarse": (RENDERED, {"segmenter": "felzenszwalb-coarse"}),
+    "nerf-pixels": (RENDERED, {"segmenter": "pixels"}),
+    "nerf-pixels-unsifted": (RENDERED, {"segmenter": "pixels"} | EVERYTHING),
     "projection": ({"method": "projection"}, {"segmenter": "exact"}),
     "projection-unsifted": ({"method": "projection"}, {"segmenter": "exact"} | EVERYTHING),
     "projection-pixels": ({"method": "projection"}, {"segmenter": "pixels"}),
@@ -27,7 +28,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "projection-consistent": ({"method": "projection-consistent"}, {"segmenter": "exact"}),
     "nerf-projection": ({"method": "nerf", "together": True}, {"segmenter": "exact"}),
     "teacher-mixing": ({"method": "supervised", "mixing": 0.5}, {}),
-    "nerf-exact-mixing": ({"method": "nerf", "mixing": 0.5}, {"segmenter": "exact"}),
+    "nerf-exact-mixing": (RENDERED | {"mixing": 0.5}, {"segmenter": "exact"}),
 }
 
 

@@ -70,7 +70,14 @@ def look_at(
     else:
         segments = told_apart(segments[None], task.confidence.pixels)[0]
         segment = segments.flatten()[pixels]
-    votes = vote(classes, segment, task.confidence, prior)
+    if at is None and task.semi.together and segments is not None:
+        points = in_front(batch)
+        everyone = torch.cat([classes, reading.points.softmax(-1)[points.point]])
+        votes = vote(everyone, torch.cat([segment, segments.flatten()[points.pixel]]), task.confidence, prior)
+        rays = slice(len(pixels))
+        votes = replace(votes, label=votes.label[rays], votes=votes.votes[rays], slot=votes.slot[rays])
+    else:
+        votes = vote(classes, segment, task.confidence, prior)
     label = votes.label
     if at is not None:
         agree = task.semi.method == "projection-consistent"
