@@ -415,10 +415,10 @@ def test_an_ablation_is_a_cell_of_the_same_sweep() -> None:
 
 @pytest.mark.slow
 def test_a_few_scans_are_learned_by_heart() -> None:
-    wish = config(few(), model=Model(camera="none", width=16, lidar_width=32, field_width=32), optim=Optim(steps=100))
+    wish = config(few(), model=Model(camera="none", width=16, lidar_width=32, field_width=32), optim=Optim(steps=200))
     task, batch = made(wish)
     optimizer = torch.optim.AdamW(task.parameters(), lr=5e-3)
-    for step in range(100):
+    for step in range(200):
         optimizer.zero_grad()
         total(task.learn(batch, step)[0]).backward()
         optimizer.step()
