@@ -145,7 +145,8 @@ def test_every_recipe_builds_the_same_weights_every_time(name: str) -> None:
     chosen = recipe(name)
     build = build_pretraining if isinstance(chosen, Pretraining) else build_finetuning
     task, again = build(chosen), build(chosen)
-    assert sum(weight.numel() for weight in task.parameters()) > 5e4
+    least = 8e4 if name == "lidarseg:world:small" else 1e5  # narrow, as its cells are many
+    assert sum(weight.numel() for weight in task.parameters()) > least
     assert all(torch.equal(a, b) for a, b in zip(task.state_dict().values(), again.state_dict().values(), strict=True))
 
 

@@ -423,7 +423,7 @@ def test_a_few_scans_are_learned_by_heart() -> None:
         total(task.learn(batch, step)[0]).backward()
         optimizer.step()
     known = batch.points.labels != UNKNOWN
-    assert (task(batch) == batch.points.labels)[known].float().mean() > 0.95
+    assert (task(batch) == batch.points.labels)[known].float().mean() > 0.99
 
 
 def test_a_folder_of_segments_is_made_and_learned_from_by_the_command_line(

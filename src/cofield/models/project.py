@@ -6,7 +6,7 @@ shows what is in front of it. Rendering resists that; projection does not, and t
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cofield.classes import UNKNOWN
@@ -47,3 +47,19 @@ def point_labels(seen: SeenPoints, labels: Int[Tensor, "n"], points: int, agree:
         return none.scatter_reduce(0, point[first], label[first], "amax")
     highest, lowest = (none.scatter_reduce(0, point, label, how, include_self=False) for how in ("amax", "amin"))
     return torch.where(highest == lowest, highest, UNKNOWN)
+
+
+def beside(
+    seen: Float[Tensor, "r k"],
+    segment: Int[Tensor, "r"],
+    at: SeenPoints,
+    said: Float[Tensor, "p k"],
+    segments: Int[Tensor, "b n h w"],
+) -> tuple[Float[Tensor, "v k"], Int[Tensor, "v"]]:
+    """The voters of segments when points vote beside rays: distributions and segments, of rays first.
+
+    Args:
+        seen, segment: of rays.
+        said: how likely each class is of every point of the batch.
+    """
+    return torch.cat([seen, said[at.point]]), torch.cat([segment, segments.flatten()[at.pixel]])

@@ -12,7 +12,7 @@ from cofield.data.fractions import Subset, labelled
 from cofield.data.segment_cache import SegmentCache
 from cofield.data.segments import segmenter_called
 from cofield.frame import Batch, Frame, collate
-from cofield.models.project import in_front, point_labels
+from cofield.models.project import beside, in_front, point_labels
 from cofield.models.semantics import entropy, seen_classes
 from cofield.models.vote import told_apart, vote
 from cofield.rays import Rays
@@ -71,9 +71,8 @@ def look_at(
         segments = told_apart(segments[None], task.confidence.pixels)[0]
         segment = segments.flatten()[pixels]
     if at is None and task.semi.together and segments is not None:
-        points = in_front(batch)
-        everyone = torch.cat([classes, reading.points.softmax(-1)[points.point]])
-        votes = vote(everyone, torch.cat([segment, segments.flatten()[points.pixel]]), task.confidence, prior)
+        voters = beside(classes, segment, in_front(batch), reading.points.softmax(-1), segments[None])
+        votes = vote(*voters, task.confidence, prior)
         rays = slice(len(pixels))
         votes = replace(votes, label=votes.label[rays], votes=votes.votes[rays], slot=votes.slot[rays])
     else:

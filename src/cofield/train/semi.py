@@ -28,7 +28,7 @@ from cofield.metrics.iou import PointIoU
 from cofield.models.cylinder import Cylinder3D, CylinderHead
 from cofield.models.field import Field
 from cofield.models.pointseg import PointHead, known_labels
-from cofield.models.project import in_front, point_labels
+from cofield.models.project import beside, in_front, point_labels
 from cofield.models.render import Seen, astray, look, render
 from cofield.models.sampler import guided, occupancy, skipping
 from cofield.models.semantics import rendered_loss, seen_classes, segmentation_loss
@@ -242,8 +242,8 @@ class SemiSegment(Supervised[PointIoU]):
             votes = vote(seen, segment, self.confidence, self.supplies.prior)
             return rendered_loss(seen, votes.label), votes, truth
         at = in_front(batch)
-        all_seen = torch.cat([seen, reading.points.softmax(-1)[at.point]])
-        votes = vote(all_seen, torch.cat([segment, segments.flatten()[at.pixel]]), self.confidence, self.supplies.prior)
+        voters = beside(seen, segment, at, reading.points.softmax(-1), segments)
+        votes = vote(*voters, self.confidence, self.supplies.prior)
         of_pixels, of_points = votes.label.split([len(pixels), len(at.point)])
         labels = point_labels(at, of_points, len(batch.points))
         if truth is not None and self.supplies.truth is not None:
