@@ -32,6 +32,7 @@ PLAIN = (
     "nerf-projection",
     "teacher-mixing",
     "nerf-exact-mixing",
+    "combined",
 )
 WHOLE = {
     "nerf-exact-unsifted": "nerf-exact",

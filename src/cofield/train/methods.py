@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nerf-projection": ({"method": "nerf", "together": True}, {"segmenter": "exact"}),
     "teacher-mixing": ({"method": "supervised", "mixing": 0.5}, {}),
     "nerf-exact-mixing": (RENDERED | {"mixing": 0.5}, {"segmenter": "exact"}),
+    "combined": ({"method": "nerf", "together": True, "mixing": 0.5}, {"segmenter": "exact"}),
 }
 
 
