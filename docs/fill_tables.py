@@ -242,6 +242,20 @@ def lidar_segmentation_sensors() -> str:
     return markdown(["sensors", *head("supervised")], rows)
 
 
+def lidar_segmentation_sealed() -> str:
+    """The methods on a town by which nothing was chosen."""
+    found = read_results(RESULTS / "lidar-segmentation-sealed")
+    return markdown([*head("supervised")], [[*line.cells()] for line in lines(found, "miou")])
+
+
+def lidar_segmentation_across() -> str:
+    """Finished runs on frames of other towns and other sensors, and the paired difference to `supervised` there."""
+    found = read_results(RESULTS / "lidar-segmentation-across")
+    named = [row | {"init": row["run"].rpartition(f"-{row['fraction']:g}-")[0]} for row in found]
+    rows = [[line.source, *line.cells()] for line in lines(named, "miou")]
+    return markdown(["tested on", *head("supervised")], rows)
+
+
 def pseudo_labels() -> str:
     """How right the pseudo-labels of finished runs are, by rendering and by projecting, the mean over runs."""
     found = read_results(RESULTS / "pseudo-labels")
@@ -380,6 +394,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "lidar-segmentation-classes": lidar_segmentation_classes,
     "lidar-segmentation-ablations": lidar_segmentation_ablations,
     "lidar-segmentation-sensors": lidar_segmentation_sensors,
+    "lidar-segmentation-sealed": lidar_segmentation_sealed,
+    "lidar-segmentation-across": lidar_segmentation_across,
     "pseudo-labels": pseudo_labels,
     "segmentation-tuning": segmentation_tuning,
     "world": world,

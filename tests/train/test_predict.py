@@ -46,6 +46,7 @@ def test_every_task_trains_scores_and_writes_official_files(
     assert again == pytest.approx(scores, rel=1e-5, nan_ok=True), "what training measured last"
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["metric"] for row in rows} == set(scores)
+    assert {(row["run"], row["trained_on"]) for row in rows} == {("run", TASKS[name]().data.source)}
     with pytest.raises(SystemExit) as ended:
         cli.main(["predict", str(run), "--out", str(tmp_path / "out")])
     assert ended.value.code == 0

@@ -174,6 +174,7 @@ def score_run(
         values = score(task, frames_of, indices, config.data.batch)
     if results is not None:
         common |= {"task": config.task, "source": frames_of.name}
+        common |= {"run": folder.name, "trained_on": config.data.source}
         common |= {"steps": config.optim.steps, "seed": config.optim.seed}
         common |= {"fraction": config.labels.fraction, "trunk": config.start.trunk, "frames": len(indices)}
         rows = [common | {"metric": name, "value": value} for name, value in values.items()]
