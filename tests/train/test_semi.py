@@ -32,6 +32,7 @@ from cofield.train.semi import SemiSegment, Supplies, commonest, inclination, in
 from cofield.train.sweep import Sweep, cells, configured
 from cofield.train.watch import read_metrics
 from cofield.view import segments as segment_pictures
+from cofield.view.efficiency import ordered
 from streets import GRID, frame
 
 ROUND = CylinderGrid((0.0, -torch.pi, -2.0), (1.5, torch.pi / 8, 1.0), (8, 16, 6))
@@ -390,6 +391,22 @@ def test_methods_are_the_cells_of_a_sweep_and_differ_in_nothing_but_themselves()
         with_method(base, "magic")
     with pytest.raises(ValueError, match="no cell is called magic; there is scratch, pretrained"):
         Sweep(inits=("magic",))
+    with pytest.raises(ValueError, match="--trunks names the pre-training runs"):
+        Sweep(inits=("pretrained-nerf-exact",))
+
+
+def test_a_method_from_a_trunk_is_the_method_with_another_start() -> None:
+    base, change = config(), "pseudo.samples=16"
+    plan = Sweep((0.2,), (0,), inits=(f"nerf-exact+{change}", f"pretrained-nerf-exact+{change}"), trunks=("a", "b/c"))
+    fresh, *warm = cells(plan, 7)
+    assert [(cell.trunk, cell.name.partition("+")[0]) for cell in (fresh, *warm)] == [
+        (None, "nerf-exact"), ("a", "pretrained-nerf-exact"), ("b/c", "pretrained-nerf-exact"),
+    ]  # fmt: skip
+    plain, learned = configured(base, fresh), configured(base, warm[1])
+    assert learned == replace(plain, start=replace(plain.start, trunk="b/c"))
+    assert ordered(["supervised", "projection", "pretrained-nerf-exact", "nerf-exact"]) == [
+        "supervised", "nerf-exact", "pretrained-nerf-exact", "projection",
+    ]  # fmt: skip
 
 
 def test_an_ablation_is_a_cell_of_the_same_sweep() -> None:

@@ -16,6 +16,8 @@ from cofield.train.run import finetune
 from cofield.train.watch import say
 
 STARTS = ("scratch", "pretrained", "scratch-equal-compute", "scratch-converged")
+FROM_TRUNK = "pretrained-"  # before a method's name
+KINDS = (*STARTS, *METHODS, *(FROM_TRUNK + name for name in METHODS))
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Sweep:
 
     Args:
         seeds: which; cells of one seed see the same labels in the same order.
-        inits: where trunks start; or, of segmentation from few labels, the methods to compare. A + adds changes of the
-            configuration: `nerf-exact+pseudo.threshold=0.1+pseudo.samples=16`.
+        inits: where trunks start; or, of segmentation from few labels, the methods to compare, which `pretrained-`
+            before the name starts from a trunk. A + adds changes of the configuration:
+            `nerf-exact+pseudo.threshold=0.1+pseudo.samples=16`.
         trunks: pre-training runs; each `pretrained` cell is done once from each.
         equal_steps: of `scratch-equal-compute`: fine-tuning steps that take as long as pre-training and fine-tuning.
         converged_steps: of `scratch-converged`: so many that more do not help.
@@ -41,9 +44,10 @@ class Sweep:
 
     def __post_init__(self) -> None:
         kinds = {kind_of(init) for init in self.inits}
-        if unknown := kinds - {*STARTS, *METHODS}:
-            raise ValueError(f"no cell is called {', '.join(unknown)}; there is {', '.join([*STARTS, *METHODS])}")
-        if "pretrained" in kinds and not self.trunks:
+        if unknown := kinds - {*KINDS}:
+            known = ", ".join([*STARTS, *METHODS])
+            raise ValueError(f"no cell is called {', '.join(sorted(unknown))}; there is {known}, and pretrained-METHOD")
+        if any(map(from_trunk, kinds)) and not self.trunks:
             raise ValueError("--trunks names the pre-training runs that the pretrained cells start from; it is empty")
 
 
@@ -76,6 +80,11 @@ def kind_of(init: str) -> str:
     return init.partition("+")[0]
 
 
+def from_trunk(init: str) -> bool:
+    """Whether a start or method begins with what a pre-training learned."""
+    return init.startswith("pretrained")
+
+
 def cells(sweep: Sweep, steps: int, sensors: str = "") -> list[Cell]:
     """Every run: seeds outermost, so that an unfinished sweep is complete for its first seeds."""
     lengths = {"scratch-equal-compute": sweep.equal_steps, "scratch-converged": sweep.converged_steps}
@@ -84,7 +93,7 @@ def cells(sweep: Sweep, steps: int, sensors: str = "") -> list[Cell]:
         for seed in sweep.seeds
         for fraction in sweep.fractions
         for init in sweep.inits
-        for trunk in (sweep.trunks if kind_of(init) == "pretrained" else (None,))
+        for trunk in (sweep.trunks if from_trunk(init) else (None,))
     ]
 
 
@@ -119,8 +128,8 @@ def run_sweep(base: Finetuning, sweep: Sweep, out: Path, runs: Path) -> list[Cel
 def configured(base: Finetuning, cell: Cell) -> Finetuning:
     """The run of a cell: its labels and all its draws follow from its seed, so cells of one seed are paired."""
     kind, _, changes = cell.init.partition("+")
-    if kind in METHODS:
-        base = with_method(base, kind)
+    if (method := kind.removeprefix(FROM_TRUNK)) in METHODS:
+        base = with_method(base, method)
     base = with_changes(base, changes)
     config = replace(
         base,

@@ -11,7 +11,7 @@ from typing import Any
 
 from cofield.train.methods import METHODS
 from cofield.train.results import Interval, Row, interval, paired_difference, read_results
-from cofield.train.sweep import kind_of
+from cofield.train.sweep import FROM_TRUNK, kind_of
 from cofield.view.report import table
 
 MAIN = ("miou", "map", "space.Car.moderate.r40")  # the one number of a task: the first that it has
@@ -58,7 +58,8 @@ def reference_of(rows: Iterable[Row]) -> str:
 
 def ordered(inits: Iterable[str]) -> list[str]:
     """Starts and methods as they are listed here, each followed by what was changed of it."""
-    place = {name: k for k, name in enumerate([*ORDER, *METHODS])}
+    methods = [start + name for name in METHODS for start in ("", FROM_TRUNK)]
+    place = {name: k for k, name in enumerate([*ORDER, *methods])}
     return sorted(set(inits), key=lambda init: (place.get(kind_of(init), len(place)), init))
 
 
