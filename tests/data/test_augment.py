@@ -76,6 +76,7 @@ def moves():
         "flip x": {"flip": (True, False)},
         "both flips": {"flip": (True, True)},
         "all": {"scale": 0.8, "flip": (False, True), "turn": -1.1, "shift": torch.tensor([0.5, 1.5, -0.3])},
+        "about another centre": {"scale": 1.1, "flip": (True, False), "turn": 0.4, "centre": (0.9, -0.2, 1.8)},
     }
 
 
@@ -308,3 +309,12 @@ def test_dropping_beams_drops_whole_beams():
     kept = torch.tensor([tuple(row) in place for row in moved(frame).points.xyz_ego.tolist()])
     share = [kept[beams_of(frame, 8) == beam].float().mean() for beam in range(8)]
     assert set(map(float, share)) == {0.0, 1.0}
+
+
+def test_a_lidar_in_the_middle_of_the_grid_stays_there_when_the_world_turns_about_the_grids_zero():
+    middle = (0.94, 0.1, 1.84)
+    frame = replace(a_frame(), origins_ego=torch.tensor([middle, middle]))
+    wild = Augment(seed=3, scale=(0.9, 1.1), turn=math.pi, flip_x=0.5, flip_y=0.5)
+    for epoch in range(6):
+        assert torch.allclose(replace(wild, centre=middle)(frame, epoch).origins_ego, frame.origins_ego, atol=1e-5)
+        assert (wild(frame, epoch).origins_ego - frame.origins_ego).norm(dim=-1).max() > 0.05

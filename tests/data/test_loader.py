@@ -1,4 +1,5 @@
 import itertools
+import math
 import platform
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_labelled_frames_are_spread_and_follow_from_the_seed() -> None:
         assert chosen == labelled(Town(200), 0.05, "frames", seed)
     assert len({tuple(labelled(Town(200), 0.05, "frames", seed)) for seed in range(5)}) > 1
     assert labelled(Town(200), 1.0, "frames", 0) == list(range(200))
+
+
+@pytest.mark.parametrize("fraction", [0.003, 0.07, 0.15, 0.4, 2 / 3, 0.7, 0.99])
+def test_any_share_of_the_frames_can_be_labelled_and_is_spread(fraction: float) -> None:
+    for seed in range(3):
+        chosen = labelled(Town(1000), fraction, "frames", seed)
+        assert len(chosen) == len(set(chosen)) == pytest.approx(1000 * fraction, abs=1)
+        gaps = {b - a for a, b in itertools.pairwise(chosen)}
+        assert gaps <= {math.floor(1 / fraction + 1e-9), math.ceil(1 / fraction - 1e-9)}
 
 
 def test_labelled_scenes_come_whole() -> None:

@@ -18,6 +18,7 @@ from cofield.data import Source, Wrapped
 from cofield.draw import generator
 from cofield.frame import Boxes, Camera, Frame, Maps, Points
 from cofield.geometry import pose, yaw_rotation
+from cofield.grid import Triple
 
 Range = tuple[float, float]
 
@@ -42,6 +43,8 @@ class Augment:
         drop_points: largest share of points to drop (ours: 0.2); the share itself is uniform from 0.
         drop_beams: largest share of beams to drop (ours: 0.5), told apart by inclination.
         beams: how many there are in the LiDAR's field of view.
+        centre: what the world is scaled, turned and mirrored about, in ego; a run takes the zero of its grid, so that
+            a LiDAR in the middle of the grid stays there.
     """
 
     seed: int = 0
@@ -58,6 +61,7 @@ class Augment:
     drop_points: float = 0.0
     drop_beams: float = 0.0
     beams: int = 32
+    centre: Triple = (0.0, 0.0, 0.0)
 
     def __call__(self, frame: Frame, epoch: int) -> Frame:
         """The frame as it is seen in one epoch."""
@@ -75,6 +79,7 @@ class Augment:
             flip=(draw.chance("flip x", self.flip_x), draw.chance("flip y", self.flip_y)),
             turn=draw.uniform("turn", (-self.turn, self.turn)),
             shift=draw.normal("shift") * self.shift,
+            centre=self.centre,
         )
         cameras = tuple(self._camera(camera, draw) for camera in frame.cameras)
         boxes = frame.boxes
@@ -84,7 +89,7 @@ class Augment:
 
     def is_still(self) -> bool:
         """Whether frames stay as they are."""
-        return self == Augment(self.seed, centred=self.centred, beams=self.beams)
+        return self == Augment(self.seed, centred=self.centred, beams=self.beams, centre=self.centre)
 
     def evaluation(self) -> "Augment":
         """The same image size without chance: the middle scale, the middle column, nothing else."""
@@ -163,15 +168,18 @@ def moved(
     flip: tuple[bool, bool] = (False, False),
     turn: float = 0.0,
     shift: Float[Tensor, "3"] | None = None,
+    centre: Triple = (0.0, 0.0, 0.0),
 ) -> Frame:
-    """The frame in a world that was turned about ego's vertical, mirrored along ego x and y, scaled, then shifted.
+    """The frame in a world that was turned about a vertical, mirrored along ego x and y, scaled, then shifted.
 
-    x' = scale · mirror · turn · x + shift. Images stay as they are.
+    x' = scale · mirror · turn · (x − centre) + centre + shift. Images stay as they are.
     """
     sign = [-1.0 if each else 1.0 for each in flip]
     mirror = torch.diag(torch.tensor([*sign, 1.0], dtype=torch.float64))
     linear = mirror @ yaw_rotation(torch.tensor(turn, dtype=torch.float64))
     shift = torch.zeros(3, dtype=torch.float64) if shift is None else shift.double()
+    still = torch.tensor(centre, dtype=torch.float64)
+    shift = shift + still - scale * linear @ still
     if scale <= 0:
         raise ValueError(f"a scale is positive, got {scale}")
 

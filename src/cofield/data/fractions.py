@@ -1,6 +1,7 @@
 """Which frames are labelled, when only a share of them is."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -33,17 +34,18 @@ class Subset(Wrapped):
 def labelled(source: Source, fraction: float, split: Split, seed: int) -> list[int]:
     """The indices of the labelled frames, ascending; the same for the same seed, whatever is done with them.
 
-    `frames`: every k-th frame of the time-sorted list, k = 1 / fraction, from an offset that the seed gives; this is
-    the papers' way, and shows nearly every scene. `scenes`: a share of the scenes, with all their frames, which is how
-    labels are bought.
+    `frames`: every k-th frame of the time-sorted list, k = 1 / fraction (of 0.4 every second and third by turns), from
+    an offset that the seed gives; this is the papers' way, and shows nearly every scene. `scenes`: a share of the
+    scenes, with all their frames, which is how labels are bought.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"a label fraction is above 0 and at most 1, got {fraction}")
     draw = generator("labels", split, seed)
     if split == "frames":
-        step = round(1 / fraction)
-        offset = int(torch.randint(step, (), generator=draw))
-        chosen = list(range(offset, len(source), step))
+        share = Fraction(repr(float(fraction)))
+        offset = int(torch.randint(round(1 / share), (), generator=draw))
+        places = (offset + index * share.denominator // share.numerator for index in range(len(source)))
+        chosen = [place for place in places if place < len(source)]
     else:
         scenes = source.scenes()
         names = list(dict.fromkeys(scenes))

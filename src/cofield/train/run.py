@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cofield.data import Source, open_source
-from cofield.data.augment import Augment, prepared
+from cofield.data.augment import prepared
 from cofield.data.balance import balanced, classes_present
 from cofield.data.folders import SkipBroken, readable
 from cofield.data.fractions import Subset, labelled
@@ -178,7 +178,8 @@ def fit(
     """Take the steps that are left; whether all were taken."""
     optim, data = config.optim, config.data
     compute_in(task, compute_type(optim.precision))
-    change = None if config.augment == Augment() else replace(config.augment, seed=optim.seed)
+    augment = replace(config.augment, seed=optim.seed, centre=config.grid.origin_ego)
+    change = None if augment.is_still() else augment
     if pasting is not None:
         change = partial(in_turn, [pasting] if change is None else [pasting, change])
     beside = source.beside if isinstance(source, PartlyLabelled) else 0
