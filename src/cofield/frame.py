@@ -299,7 +299,10 @@ def collate(frames: list[Frame], epochs: list[int] | None = None) -> Batch:
         raise ValueError("a batch needs at least one frame")
     counts = {len(frame.cameras) for frame in frames}
     if len(counts) > 1:
-        raise ValueError(f"frames of one batch need the same number of cameras, got {sorted(counts)}")
+        raise ValueError(
+            "frames of one batch need the same number of cameras, got "
+            + ", ".join(f"{len(frame.cameras)} of {frame.token}" for frame in frames)
+        )
     images, valid = _padded([frame.cameras for frame in frames])
     tables = [frame.points for frame in frames]
     shifts = torch.tensor([0] + [len(frame.origins_ego) for frame in frames]).cumsum(0)

@@ -8,7 +8,7 @@ import torch
 
 from cofield.classes import UNKNOWN
 from cofield.data.fractions import Subset
-from cofield.data.segment_cache import SegmentCache, precompute
+from cofield.data.segment_cache import SegmentCache, command, precompute
 from cofield.data.segments import (
     SEGMENTERS,
     Exact,
@@ -455,3 +455,28 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     np.savez(cache.path("a"), other=np.zeros(3))
     with pytest.raises(ValueError, match=r"a\.npz holds no segments"):
         cache.read(seen)
+
+
+def test_a_byte_that_changed_on_disk_is_noticed_or_harmless(tmp_path: Path) -> None:
+    cache, seen = kept(tmp_path)
+    whole, labels = cache.path("a").read_bytes(), cache.read(seen)
+    noticed, places = 0, range(0, len(whole), max(1, len(whole) // 60))
+    for place in places:
+        cache.path("a").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            again = cache.read(seen)
+        except ValueError as problem:
+            noticed += "a.npz" in str(problem)
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(again, labels, strict=True))
+            noticed += 1
+    assert noticed == len(places)
+
+
+def test_the_command_that_is_advised_makes_what_is_wanted() -> None:
+    assert command("world:small", SEGMENTERS["exact-split"], "there").endswith(
+        "world:small --segmenter exact-split --out there"
+    )
+    own = command("nuscenes", Sam("/weights/sam-vit-huge"), "there")
+    assert own == "cofield segments nuscenes --root ROOT --segmenter sam --weights /weights/sam-vit-huge --out there"
+    assert "--weights" not in command("nuscenes", SEGMENTERS["sam"], "there")

@@ -203,6 +203,18 @@ def test_with_balance_what_may_be_a_rare_class_is_taught_as_rare() -> None:
     assert vote(p, which, Confidence(balance=1.0), PRIOR).label.tolist() == [2] * 6 + [0] * 6
 
 
+def test_who_knows_nothing_does_not_vote_for_the_rarest_class() -> None:
+    prior, blind = torch.tensor([0.6, 0.3, 0.0999, 0.0001]), torch.full((6, 4), 0.25)
+    even = as_if_even(blind, prior, 1.0)
+    torch.testing.assert_close(even, blind)
+    assert vote(blind, segments(6), Confidence(balance=1.0), prior).label.tolist() == [UNKNOWN] * 6
+    # Half of a ray stops, nine tenths sure of a class: that half is weighed, the rest stays even.
+    half = 0.5 * torch.tensor([0.9, 0.1, 0.0, 0.0]) + 0.125
+    torch.testing.assert_close(as_if_even(half, prior, 1.0), 0.5 * torch.tensor([9 / 11, 2 / 11, 0, 0]) + 0.125)
+    never = as_if_even(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.5, 0.5]), 1.0)
+    torch.testing.assert_close(never, torch.full((3,), 1 / 3))
+
+
 def test_caution_and_balance_need_to_know_how_often_classes_are_labelled() -> None:
     for rare in (Confidence(caution=0.5), Confidence(balance=0.5)):
         with pytest.raises(ValueError, match="need the prior"):

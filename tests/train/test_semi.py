@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,24 @@ from cofield.models.field import Field
 from cofield.models.project import in_front
 from cofield.models.semantics import segmentation_loss
 from cofield.rays import Rays
-from cofield.train import run
+from cofield.train import run, semi
 from cofield.train.build import build_finetuning
 from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
 from cofield.train.methods import METHODS, with_method
 from cofield.train.recipes import RECIPES, recipe
 from cofield.train.roads import cylinder
-from cofield.train.run import finetune
-from cofield.train.semi import SemiSegment, Supplies, commonest, inclination, interleaved, scans_of, supplied, total
+from cofield.train.run import finetune, open_finetuned
+from cofield.train.semi import (
+    Reading,
+    SemiSegment,
+    Supplies,
+    commonest,
+    inclination,
+    interleaved,
+    scans_of,
+    supplied,
+    total,
+)
 from cofield.train.sweep import Sweep, cells, configured
 from cofield.train.watch import read_metrics
 from cofield.view import segments as segment_pictures
@@ -286,7 +297,7 @@ def test_a_run_on_a_cylinder_is_read_back_with_its_grid(tmp_path: Path) -> None:
 def test_segments_that_are_missing_stale_or_of_other_images_are_refused(tmp_path: Path) -> None:
     town, folder = Town(), tmp_path / "segments"
     kept = config(pseudo=replace(TRUSTING, segments=str(folder)))
-    with pytest.raises(ValueError, match=r"no folder .*segments.*cofield segments town --out"):
+    with pytest.raises(ValueError, match=r"no folder .*segments.*cofield segments town .*--out"):
         made(kept)
     precompute(town, Felzenszwalb(), folder, [0])
     task, batch = made(kept)
@@ -349,6 +360,89 @@ def test_the_teacher_follows_the_network_by_its_momentum() -> None:
     task.follow(1)
     torch.testing.assert_close(taught, before + 0.625)
     assert not taught.requires_grad
+
+
+def test_in_a_run_the_teacher_learns_from_the_network_and_is_not_it(tmp_path: Path) -> None:
+    wish = config(few("supervised", mixing=1.0))
+    fresh = build_finetuning(wish)
+    finetune(wish, tmp_path / "run", Town(), Town(2))
+    _, task = open_finetuned(tmp_path / "run")
+    assert isinstance(task, SemiSegment)
+    assert isinstance(fresh, SemiSegment)
+    assert task.teacher is not None
+    taught, own, first = (
+        part["head"].state_dict() for part in (task.teacher, {"head": task.head}, {"head": fresh.head})
+    )
+    for name in taught:
+        assert not torch.equal(taught[name], first[name])
+        assert not torch.equal(taught[name], own[name])
+
+
+def test_the_teacher_names_what_it_is_sure_of_and_the_network_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = made(config(few("supervised", mixing=1.0, sure=0.9)))
+    probability = torch.full((4, 16), 1e-9)
+    for row, (label, p) in enumerate([(3, 0.95), (5, 0.899), (0, 0.901), (7, 0.5)]):
+        probability[row, label], probability[row, 15] = p, 1 - p
+    asked = []
+
+    def spoken(trunk: torch.nn.Module, head: torch.nn.Module, _: Batch) -> Reading:
+        asked.append((trunk, head))
+        return Reading(probability.log())
+
+    monkeypatch.setattr(semi, "read", spoken)
+    assert task.surely(batch).tolist() == [3, UNKNOWN, 0, UNKNOWN]
+    assert task.teacher is not None
+    assert asked == [(task.teacher["trunk"], task.teacher["head"])]
+
+
+def test_mixed_scans_begin_to_count_as_other_scans_do() -> None:
+    task, batch = made(config(few("supervised", mixing=0.6, sure=0.01, ramp=(0.0, 0.5)), optim=Optim(steps=8)))
+    assert "mixed" not in task.learn(batch, 0)[0]
+    assert [task.learn(batch, step)[0]["mixed"][0] for step in (1, 2, 4, 7)] == pytest.approx([0.15, 0.3, 0.6, 0.6])
+
+
+class Bare(Town):
+    """The first scan was chosen to be labelled, and nobody labelled anything in it."""
+
+    def __getitem__(self, index: int) -> Frame:
+        made = super().__getitem__(index)
+        assert made.points.labels is not None
+        none = torch.full_like(made.points.labels, UNKNOWN)
+        return replace(made, points=replace(made.points, labels=none if index == 0 else made.points.labels))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fraction"),
+    [(few("supervised"), 0.2), (few("supervised", mixing=1.0), 0.2), (few("nerf"), 0.2), (few("nerf"), 1.0)],
+)
+def test_a_chosen_scan_without_a_label_stops_no_run(wanted: Semi, fraction: float, tmp_path: Path) -> None:
+    wish = config(wanted, labels=Labels(fraction=fraction), optim=Optim(steps=5, save_every=5, validate_every=5))
+    assert finetune(wish, tmp_path / "run", Bare(), Town(2)) is not None
+    losses = read_metrics(tmp_path / "run" / "metrics.csv")[("train", "loss")]
+    assert all(math.isfinite(value) for _, value in losses)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 0}, "pseudo.count is at least 1"),
+        ({"cameras": 0}, "pseudo.cameras is at least 1"),
+        ({"samples": 0}, "pseudo.samples is at least 2"),
+        ({"rays": 4, "voters": 5}, "no segment would ever be kept"),
+    ],
+)
+def test_settings_by_which_nothing_would_be_learned_are_refused(change: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(pseudo=replace(TRUSTING, **change))
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    for change, words in (({"mixing": -1.0}, "semi.mixing is a weight"), ({"sure": 2.0}, "semi.sure is 0 to 1")):
+        with pytest.raises(ValueError, match=words):
+            few(**change)
+    # Where points vote, too, or each pixel by itself, few rays are enough.
+    for wanted, named in ((few("nerf", together=True), "exact"), (few("projection"), "exact"), (few("nerf"), "pixels")):
+        config(wanted, replace(TRUSTING, segmenter=named, rays=4, voters=5))
 
 
 @pytest.mark.slow
@@ -459,8 +553,9 @@ def test_a_folder_of_segments_is_made_and_learned_from_by_the_command_line(
 
     learn = ("finetune", "lidarseg:world:small", "--trunk", "none", "--pseudo.segments", str(folder))
     assert cofield(*learn, "--run", str(tmp_path / "early")) == 2
-    assert f"cofield segments town --out {folder} makes it" in capsys.readouterr().err
-    assert cofield("segments", "town", "--out", str(folder), "--pictures", "0") == 0
+    makes = f"cofield segments town --root ROOT --segmenter felzenszwalb --out {folder}"
+    assert f"{makes} makes it" in capsys.readouterr().err
+    assert cofield(*makes.replace("ROOT", str(tmp_path)).split()[1:], "--pictures", "0") == 0
     assert len(list(folder.glob("*.npz"))) == 5
     assert cofield(*learn, "--run", str(tmp_path / "run")) == 0
     assert "miou" in capsys.readouterr().out
@@ -469,7 +564,8 @@ def test_a_folder_of_segments_is_made_and_learned_from_by_the_command_line(
     assert not (tmp_path / "cache" / "segments").exists(), "nothing is computed beside the folder"
     finer = (*learn, "--pseudo.segmenter", "felzenszwalb-fine", "--run", str(tmp_path / "finer"))
     assert cofield(*finer) == 2
-    assert "make it anew, or in another folder: cofield segments town" in capsys.readouterr().err
+    remedy = "make it anew, or in another folder: cofield segments town --root ROOT --segmenter felzenszwalb-fine --out"
+    assert remedy in capsys.readouterr().err
 
 
 def test_cameras_are_shown_what_is_near_points_and_nothing_else() -> None:

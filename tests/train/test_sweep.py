@@ -13,7 +13,7 @@ from cofield.train.build import seeded
 from cofield.train.config import Data, Finetuning, Head, Labels, MapTuning, Optim, Start
 from cofield.train.results import interval, paired_difference, read_results, write_results
 from cofield.train.run import finetune, open_finetuned, open_run, pretrain
-from cofield.train.sweep import Cell, Sweep, cells, claimed, run_sweep
+from cofield.train.sweep import Cell, Sweep, cells, claimed, configured, rows, run_sweep
 from streets import GRID, Hand, config, frame
 
 
@@ -131,6 +131,27 @@ def test_a_sweep_writes_a_file_per_cell_and_goes_on_where_it_stopped(
     longer = replace(tuning(), optim=replace(tuning().optim, steps=5))
     with pytest.raises(ValueError, match=r"seed0\.json has steps 4, this sweep 5; choose another NAME"):
         run_sweep(longer, plan, tmp_path / "results", tmp_path / "runs")
+    # A cell of another recipe is not taken for this one's; where data are, and who loads them, is no other recipe.
+    other = replace(tuning(), optim=replace(tuning().optim, rate=0.5))
+    with pytest.raises(ValueError, match=r"seed0\.json has config [0-9a-f]{12}, this sweep [0-9a-f]{12}; choose"):
+        run_sweep(other, plan, tmp_path / "results", tmp_path / "runs")
+    elsewhere = replace(tuning(), data=replace(tuning().data, root="/elsewhere", workers=3))
+    assert run_sweep(elsewhere, plan, tmp_path / "results", tmp_path / "runs") == []
+
+
+def test_cells_written_before_they_had_a_digest_are_known_by_their_other_facts(tmp_path: Path) -> None:
+    plan, target = Sweep((0.5,), seeds=(0,), inits=("scratch",)), tmp_path / "scratch-0.5-frames-seed0.json"
+    (cell,) = cells(plan, 4)
+    old = rows(configured(tuning(), cell), cell, {"miou": 0.5})
+    for row in old:
+        del row["config"]
+    write_results(target, old, 1.0)
+    assert run_sweep(tuning(), plan, tmp_path, tmp_path) == []
+
+
+def test_a_cell_whose_changes_name_a_folder_is_one_file() -> None:
+    (cell,) = cells(Sweep((0.5,), (0,), inits=("supervised+data.root=/data/nuscenes",)), 4)
+    assert cell.name == "supervised+data.root=-data-nuscenes-0.5-frames-seed0"
 
 
 def test_cells_of_other_sensors_are_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
         if verb not in VERBS:
             raise ValueError(f"no verb is called {verb!r}; there is {', '.join(VERBS)}")
         status = VERBS[verb](rest)
+    except KeyboardInterrupt:
+        print("cofield: interrupted", file=sys.stderr)
+        status = 130
     except BrokenPipeError:
         status = 141  # whoever read our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

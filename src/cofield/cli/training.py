@@ -113,6 +113,7 @@ def sweep(arguments: list[str]) -> int:
         name: Word,
         recipe: str = "map:world:small",
         source: str | None = None,
+        root: Path | None = None,
         steps: int | None = None,
         plan: Annotated[Sweep, tyro.conf.arg(name="")] = scratch,
         results: Path = Path("results"),
@@ -124,13 +125,15 @@ def sweep(arguments: list[str]) -> int:
             name: of the experiment: its cells are results/NAME/CELL.json.
             recipe: what is fine-tuned.
             source: frames, in place of the recipe's; world:small@report+delay=0.1 has late cameras, and so on.
+            root: the folder of a data set.
             steps: of every cell, in place of the recipe's.
             plan: what is varied.
             results: the folder of all results.
             runs: the folder of the runs behind them.
         """
         base = recipe_for(recipe, Finetuning)
-        base = replace(base, data=replace(base.data, source=source or base.data.source))
+        place = base.data.root if root is None else str(root)
+        base = replace(base, data=replace(base.data, source=source or base.data.source, root=place))
         base = replace(base, optim=replace(base.optim, steps=steps or base.optim.steps))
         return base, plan, results / name, runs / name
 

@@ -45,7 +45,7 @@ class Order:
         if self.batch % (self.processes * self.pieces):
             raise ValueError(
                 f"{self.batch} frames a step cannot be dealt to {self.processes} processes in {self.pieces} equal "
-                f"pieces each; make data.batch a multiple of {self.processes * self.pieces}"
+                f"pieces each; make it (data.batch, or semi.unlabelled) a multiple of {self.processes * self.pieces}"
             )
 
     @property

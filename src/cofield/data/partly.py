@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cofield.classes import UNKNOWN
 from cofield.data import Source, Wrapped
-from cofield.data.segment_cache import SegmentCache
+from cofield.data.segment_cache import SegmentCache, command
 from cofield.data.segments import Segmenter, described
 from cofield.data.simulate import World
 from cofield.data.stored import Stored, cache_folder, code_edition
@@ -96,8 +96,8 @@ class Aside:
 class PartlyLabelled(Wrapped):
     """The labelled frames of a source first, then all others, whose labels nobody can read from here.
 
-    Without labels means: every point's label is UNKNOWN, which is how a batch's frames are told apart. Boxes and maps
-    are left out of all frames.
+    A frame that was chosen and has no label at a point after all is like the others. Without labels means: every
+    point's label is UNKNOWN, which is how a batch's frames are told apart. Boxes and maps are left out of all frames.
 
     Args:
         labelled: their indices, ascending.
@@ -119,10 +119,11 @@ class PartlyLabelled(Wrapped):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Frame:
-        if index < len(self.labelled):
-            return replace(self.source[self.labelled[index]], boxes=None, maps=None)
-        place = self.unlabelled[index - len(self.labelled)]
+        chosen = index < len(self.labelled)
+        place = self.labelled[index] if chosen else self.unlabelled[index - len(self.labelled)]
         frame = self.source[place]
+        if chosen and frame.points.labels is not None and bool((frame.points.labels != UNKNOWN).any()):
+            return replace(frame, boxes=None, maps=None)
         self.aside.prepare(place, frame.token)
         return stripped(frame)
 
@@ -148,9 +149,9 @@ def aside_of(source: Source, segmenter: Segmenter | None, folder: Path | None) -
         folder: of segments that were made before; None makes those that are missing, in the cache folder.
     """
     whole = source.source if isinstance(source, Stored) else source
-    if folder is not None and not folder.is_dir():
+    if segmenter is not None and folder is not None and not folder.is_dir():
         raise ValueError(
-            f"there is no folder {folder} with segments: cofield segments {source.name} --out {folder} makes it; "
+            f"there is no folder {folder} with segments: {command(source.name, segmenter, folder)} makes it; "
             "without a folder they are made when first needed"
         )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from cofield.classes import UNKNOWN
 from cofield.data import Source
-from cofield.data.segments import Segmenter, described
+from cofield.data.segments import SEGMENTERS, Sam, Segmenter, described
 from cofield.frame import Batch, Frame
 
 FORMAT = 1
@@ -110,7 +111,7 @@ class SegmentCache:
         return {"format": FORMAT, "source": self.source, "frame": token, "segmenter": described(self.segmenter)}
 
     def _remedy(self) -> str:
-        return f"make it anew, or in another folder: cofield segments {self.source} --out FOLDER"
+        return f"make it anew, or in another folder: {command(self.source, self.segmenter, 'FOLDER')}"
 
     def _load(self, token: str) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         path = self.path(token)
@@ -120,7 +121,15 @@ class SegmentCache:
             with path.open("rb") as stream, np.load(stream) as file:
                 header = json.loads(file["header"].tobytes())
                 tables = [file[f"camera.{i}"].astype(np.int64) for i in range(len(header["cameras"]))]
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as problem:
+        except (
+            ValueError,
+            KeyError,
+            EOFError,
+            OSError,
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+        ) as problem:
             raise ValueError(f"{path} holds no segments ({problem}); delete it and run the command again") from problem
         for name, wanted in self._facts(token).items():
             if header.get(name) != wanted:
@@ -134,6 +143,16 @@ class SegmentCache:
             raise ValueError(f"{where} is of an image of {size}, not of {_size(image)}; {self._remedy()}")
         if max(abs(a - b) for a, b in zip(_thumbnail(image), facts["grey"], strict=True)) > ALIKE:
             raise ValueError(f"{where} is of another image of the same size; {self._remedy()}")
+
+
+def command(source: str, segmenter: Segmenter, out: Path | str) -> str:
+    """What makes such segments of a source; ROOT stands for the folder of a data set."""
+    root = "" if source.startswith("world:") else " --root ROOT"
+    name = next((name for name, known in SEGMENTERS.items() if type(known) is type(segmenter)), "")
+    name = next((name for name, known in SEGMENTERS.items() if known == segmenter), name)
+    weights = f" --weights {segmenter.weights}" if isinstance(segmenter, Sam) and segmenter != Sam() else ""
+    kind = f" --segmenter {name}" if name else ""
+    return f"cofield segments {source}{root}{kind}{weights} --out {out}"
 
 
 @dataclass(frozen=True)

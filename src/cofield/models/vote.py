@@ -130,11 +130,15 @@ def as_if_even(
 ) -> Float[Tensor, "*r k"]:
     """What a network trained on classes as frequent as `prior` would say, had it seen all alike: p_c ∝ p_c / π_c^τ.
 
-    A class that was never labelled keeps nothing: about it the network knows nothing.
+    What all classes have, as on a ray that meets nothing, says nothing and stays; the rest is weighed. Of that a class
+    that was never labelled keeps nothing: about it the network knows nothing, and where no other has any, all is even.
     """
     weight = torch.where(prior > 0, prior.clamp(min=1e-12) ** -strength, 0.0)
-    even = distribution * weight
-    return even / even.sum(-1, keepdim=True).clamp(min=1e-12)
+    shared = distribution.amin(-1, keepdim=True)
+    even = (distribution - shared) * weight
+    left, classes = even.sum(-1, keepdim=True), distribution.shape[-1]
+    even = torch.where(left > 0, even / left.clamp(min=1e-30), 1 / classes)
+    return shared + (1 - classes * shared) * even
 
 
 def frequencies(labels: Int[Tensor, "p"], classes: int) -> Float[Tensor, "k"]:

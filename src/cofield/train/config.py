@@ -13,7 +13,7 @@ from cofield.data.fractions import Split
 from cofield.grid import BoxGrid, Grid, grid_from_plain
 from cofield.models.blocks import Norm
 from cofield.models.mask import Masking
-from cofield.train.few_labels import Pseudo, Semi
+from cofield.train.few_labels import PIXELS, Pseudo, Semi
 from cofield.train.losses import Weights
 from cofield.train.views import Sampling
 
@@ -346,6 +346,14 @@ class SegmentTuning(Finetuning):
     head: PointClasses = field(default_factory=PointClasses)
     semi: Semi = field(default_factory=Semi)
     pseudo: Pseudo = field(default_factory=Pseudo)
+
+    def __post_init__(self) -> None:
+        rays_alone = self.semi.method == "nerf" and not self.semi.together and self.pseudo.segmenter != PIXELS
+        if rays_alone and self.pseudo.voters > self.pseudo.rays:
+            raise ValueError(
+                f"no segment would ever be kept: pseudo.voters {self.pseudo.voters} must vote in it, and pseudo.rays "
+                f"{self.pseudo.rays} of it are rendered"
+            )
 
 
 Config = Pretraining | Finetuning

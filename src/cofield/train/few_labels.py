@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+PIXELS = "pixels"  # in place of a segmenter: every pixel is a segment of its own
+
 
 @dataclass(frozen=True)
 class Semi:
@@ -22,7 +24,8 @@ class Semi:
         together: with `nerf` and segments, let points vote beside rays, and teach points beside pixels: rendering and
             projection at once.
         carves: let pseudo-labels move what is where, and not only say what it is.
-        mixing: the weight of scans mixed as LaserMix does, with the labels of a teacher; 0 does without both.
+        mixing: the weight of scans mixed as LaserMix does, each labelled one with one other, which has the labels of
+            a teacher; 0 does without both.
         momentum: of the teacher's weights, which follow the network's.
         sure: how likely a class must be for the teacher to name it.
     """
@@ -46,6 +49,14 @@ class Semi:
             raise ValueError(f"at least one scan of a step is unlabelled, got {self.unlabelled}; or method supervised")
         if not 0 <= self.ramp[0] <= self.ramp[1] <= 1:
             raise ValueError(f"a ramp is two ascending shares of the steps, 0 to 1, got {self.ramp}")
+        for name in ("weight", "rendered", "placed", "ranges", "mixing"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"semi.{name} is a weight, 0 or more, got {getattr(self, name)}")
+        for name in ("momentum", "sure"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"semi.{name} is 0 to 1, got {getattr(self, name)}")
+        if self.beams < 1:
+            raise ValueError(f"at least one beam of a scan is rendered, got {self.beams}; method projection needs none")
 
     @property
     def looks(self) -> bool:
@@ -72,7 +83,8 @@ class Pseudo:
         count: segments of an image in a step.
         rays: of a segment.
         samples: along each ray, also of beams.
-        cameras: random ones of each scan in a step; None is all.
+        cameras: random ones of each scan in a step; None is all. This, `count` and `rays` save time where rays are
+            rendered; points that vote are those of all cameras and segments, which costs nothing.
         everywhere: look also where no points are nearby, which nothing but pseudo-labels ever teaches.
         caution: against the loss of rare classes: 1 keeps only what would be kept if classes were equally frequent.
         balance: the bolder answer: every vote is cast as if they were.
@@ -91,3 +103,9 @@ class Pseudo:
     everywhere: bool = False
     caution: float = 0.0
     balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("rays", 1), ("samples", 2), ("cameras", 1), ("voters", 1), ("smallest", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"pseudo.{name} is at least {least}, got {value}")

@@ -17,8 +17,9 @@ from cofield.models.semantics import entropy, seen_classes
 from cofield.models.vote import told_apart, vote
 from cofield.rays import Rays
 from cofield.train.config import SegmentTuning
+from cofield.train.few_labels import PIXELS
 from cofield.train.run import open_split
-from cofield.train.semi import PIXELS, Reading, SemiSegment, prior_of
+from cofield.train.semi import Reading, SemiSegment, prior_of
 
 RAYS = 4096  # rendered at a time, so that a laptop's memory is enough
 SOLID = 0.5  # a ray that is stopped less than this shows nothing
@@ -56,6 +57,8 @@ def look_at(
         prior: how often the labelled scans show each class, for caution and balance.
     """
     batch = collate([frame])
+    if not frame.cameras:
+        raise ValueError(f"frame {frame.token} has no cameras, and so no pseudo-labels to look at")
     reading = task.read(batch)
     at = None
     if task.semi.method == "nerf":

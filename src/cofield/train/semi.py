@@ -36,10 +36,10 @@ from cofield.models.trunk import Trunk
 from cofield.models.vote import Confidence, Votes, frequencies, ramp, segment_pixels, told_apart, vote
 from cofield.rays import Rays
 from cofield.train.config import Optim, Pseudo, SegmentTuning, Semi
+from cofield.train.few_labels import PIXELS
 from cofield.train.tasks import Supervised
 from cofield.train.views import Sampling, beam_view, jitter_of
 
-PIXELS = "pixels"  # in place of a segmenter: every pixel is a segment of its own
 AREAS = (3, 6)  # into how many inclinations two scans are cut before they are mixed, from and to
 SCORED = ("kept", "voting", "labelled", "precision", "recall", "unfounded")
 
@@ -52,11 +52,13 @@ class Supplies:
         segments: of unlabelled frames' images; None where every pixel stands for itself.
         truth: of unlabelled frames, to score pseudo-labels by; nothing is learned from it.
         prior: how often each class is labelled.
+        others: whether scans without labels teach.
     """
 
     segments: SegmentCache | None = None
     truth: Truth | None = None
     prior: Tensor | None = None
+    others: bool = True
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class SemiSegment(Supervised[PointIoU]):
         labels = known_labels(batch, self.classes)
         is_taught = has_labels(batch, labels)
         taught = batch.select([b for b, known in enumerate(is_taught) if known])
-        others = batch.select([b for b, known in enumerate(is_taught) if not known])
+        others = batch.select([b for b, known in enumerate(is_taught) if not known and self.supplies.others])
         terms: dict[str, tuple[float, Tensor]] = {}
         scores: dict[str, float] = dict.fromkeys(SCORED if self.semi.looks else (), math.nan)
         if len(taught):
@@ -180,6 +182,8 @@ class SemiSegment(Supervised[PointIoU]):
                 terms["free_range"] = self.semi.ranges, self.along_beams(others, reading)[1]
             if self.semi.mixing and len(taught) and rise > 0:
                 terms["mixed"] = self.semi.mixing * rise, self.mixed(taught, others)
+        if not terms:
+            terms["points"] = 1.0, self.read(batch).loss(labels)  # nobody labelled anything here: 0, and no gradient
         return terms, scores
 
     def along_beams(self, batch: Batch, reading: Reading) -> tuple[Tensor, Tensor]:
@@ -398,6 +402,7 @@ def supplied(task: SemiSegment, config: SegmentTuning, source: Source, chosen: l
     semi, pseudo = config.semi, config.pseudo
     few = Subset(source, chosen)
     if not (semi.looks or semi.mixing) or len(chosen) == len(source):
+        task.supplies = Supplies(others=False)
         return few
     if semi.looks and moves_pixels(config.augment):
         raise ValueError(

@@ -1,5 +1,6 @@
 """Label fraction × seed × initialisation: many small runs, each a file, by as many processes as there are."""
 
+import hashlib
 import os
 import platform
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cofield.data.fractions import Split
-from cofield.train.config import Finetuning
+from cofield.train.config import Finetuning, flat
 from cofield.train.methods import METHODS, with_changes, with_method
 from cofield.train.results import Row, read_cell, write_results
 from cofield.train.run import finetune
@@ -72,7 +73,7 @@ class Cell:
         """The file that this cell's result is in."""
         origin = f"-from-{Path(self.trunk).name}" if self.trunk else ""
         sensors = f"+{self.sensors}" if self.sensors else ""
-        return f"{self.init}{origin}-{self.fraction:g}-{self.split}-seed{self.seed}{sensors}"
+        return f"{self.init}{origin}-{self.fraction:g}-{self.split}-seed{self.seed}{sensors}".replace("/", "-")
 
 
 def kind_of(init: str) -> str:
@@ -143,14 +144,26 @@ def configured(base: Finetuning, cell: Cell) -> Finetuning:
 
 
 def check_done(target: Path, config: Finetuning) -> None:
-    """Refuse a finished cell of that name that is of another source or length: it would be taken for this one."""
+    """Refuse a finished cell of that name that is of another source, length or recipe: it would pass for this one."""
     if not target.exists():
         return
-    wanted = {"task": config.task, "source": config.data.source, "steps": config.optim.steps}
+    wanted = {"task": config.task, "source": config.data.source, "steps": config.optim.steps, "config": digest(config)}
     for name, value in wanted.items():
-        if found := {row.get(name) for row in read_cell(target)} - {value}:
+        # Cells were once written without a digest, and are what their other facts say.
+        if found := {row[name] for row in read_cell(target) if name in row} - {value}:
             has = ", ".join(map(str, found))
             raise ValueError(f"{target} has {name} {has}, this sweep {value}; choose another NAME, or remove the file")
+
+
+def digest(config: Finetuning) -> str:
+    """A short name of what a configuration changes of the defaults, wherever its data, trunk and machine are."""
+    plain, mine = (flat(each) for each in (type(config)(grid=config.grid), config))
+    changed = {name: value for name, value in mine.items() if name.startswith("grid.") or value != plain[name]}
+    for place in ("data.root", "data.workers"):
+        changed.pop(place, None)
+    if config.start.trunk is not None:
+        changed["start.trunk"] = Path(config.start.trunk).name
+    return hashlib.blake2s(repr(sorted(changed.items())).encode(), digest_size=6).hexdigest()
 
 
 def rows(config: Finetuning, cell: Cell, scores: dict[str, float]) -> list[Row]:
@@ -164,6 +177,7 @@ def rows(config: Finetuning, cell: Cell, scores: dict[str, float]) -> list[Row]:
         "init": cell.init,
         "trunk": Path(cell.trunk).name if cell.trunk else None,
         "steps": cell.steps,
+        "config": digest(config),
     }
     return [common | {"metric": name, "value": value} for name, value in scores.items()]
 
