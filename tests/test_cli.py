@@ -72,6 +72,17 @@ def test_a_wrong_request_is_one_clear_sentence(
     assert "Traceback" not in streams.err + streams.out
 
 
+def test_an_interrupted_verb_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, "segments", stopped)
+    assert run("segments", "world:tiny") == 130
+    assert capsys.readouterr().err == "cofield: interrupted\n"
+
+
 def test_recipes_are_listed_printed_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("recipes") == 0
     assert "world:small " in capsys.readouterr().out

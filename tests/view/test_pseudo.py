@@ -72,6 +72,8 @@ def test_rendered_pixels_have_a_class_an_entropy_and_their_segments_label() -> N
     assert looked.score["recall"] == pytest.approx(float(known[:, 8:].float().mean()))
     again = look_at(task, made, halves(made))
     assert torch.equal(again.entropy, looked.entropy), "looking is deterministic"
+    with pytest.raises(ValueError, match="frame a has no cameras, and so no pseudo-labels"):
+        look_at(task, replace(made, cameras=()), None)
 
 
 def test_together_the_sure_points_of_a_segment_outvote_unsure_rays() -> None:
