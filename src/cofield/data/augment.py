@@ -43,8 +43,6 @@ class Augment:
         drop_points: largest share of points to drop (ours: 0.2); the share itself is uniform from 0.
         drop_beams: largest share of beams to drop (ours: 0.5), told apart by inclination.
         beams: how many there are in the LiDAR's field of view.
-        centre: what the world is scaled, turned and mirrored about, in ego; a run takes the zero of its grid, so that
-            a LiDAR in the middle of the grid stays there.
     """
 
     seed: int = 0
@@ -61,10 +59,14 @@ class Augment:
     drop_points: float = 0.0
     drop_beams: float = 0.0
     beams: int = 32
-    centre: Triple = (0.0, 0.0, 0.0)
 
-    def __call__(self, frame: Frame, epoch: int) -> Frame:
-        """The frame as it is seen in one epoch."""
+    def __call__(self, frame: Frame, epoch: int, centre: Triple = (0.0, 0.0, 0.0)) -> Frame:
+        """The frame as it is seen in one epoch.
+
+        Args:
+            centre: what the world is scaled, turned and mirrored about, in ego; a run takes the zero of its grid, so
+                that a LiDAR in the middle of the grid stays there.
+        """
         if self.is_still():
             return frame
         draw = _Draw(self.seed, epoch, frame.token)
@@ -79,7 +81,7 @@ class Augment:
             flip=(draw.chance("flip x", self.flip_x), draw.chance("flip y", self.flip_y)),
             turn=draw.uniform("turn", (-self.turn, self.turn)),
             shift=draw.normal("shift") * self.shift,
-            centre=self.centre,
+            centre=centre,
         )
         cameras = tuple(self._camera(camera, draw) for camera in frame.cameras)
         boxes = frame.boxes
@@ -89,7 +91,7 @@ class Augment:
 
     def is_still(self) -> bool:
         """Whether frames stay as they are."""
-        return self == Augment(self.seed, centred=self.centred, beams=self.beams, centre=self.centre)
+        return self == Augment(self.seed, centred=self.centred, beams=self.beams)
 
     def evaluation(self) -> "Augment":
         """The same image size without chance: the middle scale, the middle column, nothing else."""

@@ -20,6 +20,7 @@ UPRIGHT_AROUND: Triple = (3, 3, 1)
 UPRIGHT_OUTWARD: Triple = (3, 1, 3)
 RODS: tuple[Triple, ...] = ((1, 1, 3), (1, 3, 1), (3, 1, 1))
 STRIDES: tuple[Triple, ...] = ((2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2))
+MEASURED = 9  # numbers that a point has before anything is learned
 BORDER = 0.01  # of a cell: how far within the border a point from beyond it comes to lie
 
 
@@ -30,7 +31,7 @@ class Encoded:
     Args:
         voxels: features of the occupied cells.
         slot: the row of each point's cell.
-        points: what each point tells by itself.
+        points: what each point tells by itself, learned and as it is measured.
     """
 
     voxels: Sparse
@@ -52,13 +53,13 @@ class Cylinder3D(nn.Module):
 
     Args:
         width: channels at full resolution and of the volume; the deepest level has 16 times as many.
-        point_width: of what a point tells by itself.
+        point_width: of what is learned of a point by itself.
     """
 
     def __init__(self, grid: CylinderGrid, width: int = 32, norm: Norm = "batch", point_width: int = 64) -> None:
         super().__init__()
         self.grid, self.width, self.point_width = grid, width, point_width
-        self.point = mlp(9, point_width, point_width * 2, point_width)
+        self.point = mlp(MEASURED, point_width, point_width * 2, point_width)
         self.enter = SparseLayers(nn.ReLU(), nn.Linear(point_width, width // 2), nn.ReLU())
         self.first = Crossed(width // 2, width, norm, UPRIGHT_AROUND)
         self.down = nn.ModuleList(
@@ -85,7 +86,8 @@ class Cylinder3D(nn.Module):
         """Features of the occupied cells, and of the points by themselves."""
         xyz_ego = self._within(batch.points.xyz_ego)
         found = voxelize(xyz_ego, batch.sample, self.grid)
-        points = precise(self.point(self._describe(batch, xyz_ego)))
+        measured = self._describe(batch, xyz_ego)
+        points = precise(self.point(measured))
         x = self.first(self.enter(Sparse(found.highest(points), found.sites(self.grid, len(batch)))))
         skips = []
         for down in self.down:
@@ -95,7 +97,8 @@ class Cylinder3D(nn.Module):
             x = up(x, skip)
         both = torch.cat([self.context(x).features, x.features], 1)
         voxels = self.leave(Sparse(both, x.sites))
-        return Encoded(Sparse(precise(voxels.features), voxels.sites), found.slot, points)
+        own = torch.cat([points, measured], 1)
+        return Encoded(Sparse(precise(voxels.features), voxels.sites), found.slot, own)
 
     def _within(self, xyz_ego: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
         """The points, those from beyond the border moved just inside."""
@@ -121,7 +124,7 @@ class CylinderHead(nn.Module):
     def __init__(self, classes: int, width: int = 32, point_width: int = 64) -> None:
         super().__init__()
         self.voxel = SparseLayers(Submanifold(width, classes, CUBE, bias=True))
-        self.refine = mlp(point_width + width, point_width, classes)
+        self.refine = mlp(point_width + MEASURED + width, point_width, classes)
 
     def forward(self, encoded: Encoded) -> tuple[Float[Tensor, "v k"], Float[Tensor, "p k"]]:
         voxels = precise(self.voxel(encoded.voxels).features)

@@ -178,8 +178,8 @@ def fit(
     """Take the steps that are left; whether all were taken."""
     optim, data = config.optim, config.data
     compute_in(task, compute_type(optim.precision))
-    augment = replace(config.augment, seed=optim.seed, centre=config.grid.origin_ego)
-    change = None if augment.is_still() else augment
+    augment = replace(config.augment, seed=optim.seed)
+    change = None if augment.is_still() else partial(augment, centre=config.grid.origin_ego)
     if pasting is not None:
         change = partial(in_turn, [pasting] if change is None else [pasting, change])
     beside = source.beside if isinstance(source, PartlyLabelled) else 0
