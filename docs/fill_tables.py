@@ -234,10 +234,14 @@ def lidar_segmentation_ablations() -> str:
 
 
 def lidar_segmentation_sensors() -> str:
-    """Methods in worlds whose LiDAR or cameras are others than the preset's, compared within each world."""
+    """Methods in worlds whose LiDAR or cameras are others than the preset's, and the same cells in the preset's own."""
     found = read_results(RESULTS / "lidar-segmentation")
-    varied = {row["source"].partition("+")[0] for row in found if "+" in row["source"]}
-    known = [row for row in found if row["source"].partition("+")[0] in varied and row["init"] in PLAIN]
+
+    def cell(row: Row) -> tuple[Any, ...]:
+        return row["source"].partition("+")[0], row["init"], row["seed"], row["fraction"]
+
+    varied = {cell(row) for row in found if "+" in row["source"]}
+    known = [row for row in found if cell(row) in varied]
     rows = [[line.source.partition("+")[2] or "as it is", *line.cells()] for line in lines(known, "miou")]
     return markdown(["sensors", *head("supervised")], rows)
 
