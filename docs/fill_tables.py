@@ -240,7 +240,7 @@ def lidar_segmentation_sensors() -> str:
     def cell(row: Row) -> tuple[Any, ...]:
         return row["source"].partition("+")[0], row["init"], row["seed"], row["fraction"]
 
-    varied = {cell(row) for row in found if "+" in row["source"]}
+    varied = {cell(row) for row in found if "+" in row["source"] and row["init"] in PLAIN}
     known = [row for row in found if cell(row) in varied]
     rows = [[line.source.partition("+")[2] or "as it is", *line.cells()] for line in lines(known, "miou")]
     return markdown(["sensors", *head("supervised")], rows)
