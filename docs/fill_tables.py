@@ -14,7 +14,7 @@ from typing import Any
 from cofield.train.config import flat
 from cofield.train.recipes import recipe
 from cofield.train.results import interval, paired_difference, read_cell, read_results
-from cofield.train.sweep import kind_of
+from cofield.train.sweep import FROM_TRUNK, kind_of
 from cofield.view.efficiency import ORDER, head, lines, metric_table, ordered, signed
 from cofield.view.report import MEANING
 
@@ -224,7 +224,7 @@ def lidar_segmentation_ablations() -> str:
     for fraction in sorted({row["fraction"] for row in found}):
         here = [row for row in found if row["fraction"] == fraction]
         for init in [name for name in ordered(row["init"] for row in here) if name not in PLAIN]:
-            whole = kind_of(init) if "+" in init else WHOLE[init]
+            whole = kind_of(init) if "+" in init else WHOLE.get(init) or init.removeprefix(FROM_TRUNK)
             mine, other = ([row for row in here if row["init"] == name] for name in (init, whole))
             shared = {row["seed"] for row in mine} & {row["seed"] for row in other}
             gain = signed(paired_difference(mine, other, lambda row: row["seed"])) if shared else "–"
@@ -244,12 +244,6 @@ def lidar_segmentation_sensors() -> str:
     known = [row for row in found if cell(row) in varied]
     rows = [[line.source.partition("+")[2] or "as it is", *line.cells()] for line in lines(known, "miou")]
     return markdown(["sensors", *head("supervised")], rows)
-
-
-def lidar_segmentation_sealed() -> str:
-    """The methods on a town by which nothing was chosen."""
-    found = read_results(RESULTS / "lidar-segmentation-sealed")
-    return markdown([*head("supervised")], [[*line.cells()] for line in lines(found, "miou")])
 
 
 def lidar_segmentation_across() -> str:
@@ -398,7 +392,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "lidar-segmentation-classes": lidar_segmentation_classes,
     "lidar-segmentation-ablations": lidar_segmentation_ablations,
     "lidar-segmentation-sensors": lidar_segmentation_sensors,
-    "lidar-segmentation-sealed": lidar_segmentation_sealed,
     "lidar-segmentation-across": lidar_segmentation_across,
     "pseudo-labels": pseudo_labels,
     "segmentation-tuning": segmentation_tuning,

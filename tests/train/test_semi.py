@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -401,25 +402,45 @@ def test_mixed_scans_begin_to_count_as_other_scans_do() -> None:
     assert [task.learn(batch, step)[0]["mixed"][0] for step in (1, 2, 4, 7)] == pytest.approx([0.15, 0.3, 0.6, 0.6])
 
 
+@dataclass(frozen=True)
 class Bare(Town):
-    """The first scan was chosen to be labelled, and nobody labelled anything in it."""
+    """Scans that were chosen to be labelled, and nobody labelled anything in some."""
+
+    bare: tuple[int, ...] = (1,)
 
     def __getitem__(self, index: int) -> Frame:
         made = super().__getitem__(index)
         assert made.points.labels is not None
         none = torch.full_like(made.points.labels, UNKNOWN)
-        return replace(made, points=replace(made.points, labels=none if index == 0 else made.points.labels))
+        return replace(made, points=replace(made.points, labels=none if index in self.bare else made.points.labels))
 
 
 @pytest.mark.parametrize(
     ("wanted", "fraction"),
-    [(few("supervised"), 0.2), (few("supervised", mixing=1.0), 0.2), (few("nerf"), 0.2), (few("nerf"), 1.0)],
+    [(few("supervised"), 0.4), (few("supervised", mixing=1.0), 0.4), (few("nerf"), 0.4), (few("nerf"), 1.0)],
 )
 def test_a_chosen_scan_without_a_label_stops_no_run(wanted: Semi, fraction: float, tmp_path: Path) -> None:
     wish = config(wanted, labels=Labels(fraction=fraction), optim=Optim(steps=5, save_every=5, validate_every=5))
     assert finetune(wish, tmp_path / "run", Bare(), Town(2)) is not None
+    assert 1 in json.loads((tmp_path / "run" / "labels.json").read_text())["frames"]
     losses = read_metrics(tmp_path / "run" / "metrics.csv")[("train", "loss")]
     assert all(math.isfinite(value) for _, value in losses)
+
+
+@pytest.mark.parametrize("wanted", [few("supervised"), few("nerf")])
+def test_a_run_of_which_no_chosen_scan_has_a_label_is_refused(wanted: Semi, tmp_path: Path) -> None:
+    wish = config(wanted, labels=Labels(fraction=0.4))
+    with pytest.raises(ValueError, match=r"no point of the 2 chosen frames of town has a label; .*--labels\.seed"):
+        finetune(wish, tmp_path / "run", Bare(bare=(1, 3)), Town(2))
+
+
+def test_a_frame_without_any_labels_is_not_taken_for_an_unlabelled_one() -> None:
+    class Mute(Town):
+        def __getitem__(self, index: int) -> Frame:
+            made = super().__getitem__(index)
+            return replace(made, points=replace(made.points, labels=None))
+
+    assert PartlyLabelled(Mute(), [0], 1, Aside(Mute()))[0].points.labels is None
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,11 @@ def test_cells_written_before_they_had_a_digest_are_known_by_their_other_facts(t
         del row["config"]
     write_results(target, old, 1.0)
     assert run_sweep(tuning(), plan, tmp_path, tmp_path) == []
+    for row in old:
+        del row["source"]
+    write_results(target, old, 1.0)
+    with pytest.raises(ValueError, match="has source None, this sweep"):
+        run_sweep(tuning(), plan, tmp_path, tmp_path)
 
 
 def test_a_cell_whose_changes_name_a_folder_is_one_file() -> None:

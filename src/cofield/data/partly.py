@@ -122,14 +122,19 @@ class PartlyLabelled(Wrapped):
         chosen = index < len(self.labelled)
         place = self.labelled[index] if chosen else self.unlabelled[index - len(self.labelled)]
         frame = self.source[place]
-        if chosen and frame.points.labels is not None and bool((frame.points.labels != UNKNOWN).any()):
-            return replace(frame, boxes=None, maps=None)
+        if chosen and (frame.points.labels is None or has_label(frame)):
+            return replace(frame, boxes=None, maps=None)  # a frame of a source without labels is for the run to refuse
         self.aside.prepare(place, frame.token)
         return stripped(frame)
 
     def scenes(self) -> list[str]:
         scenes = self.source.scenes()
         return [scenes[index] for index in self.labelled + self.unlabelled]
+
+
+def has_label(frame: Frame) -> bool:
+    """Whether a point of the frame is labelled."""
+    return frame.points.labels is not None and bool((frame.points.labels != UNKNOWN).any())
 
 
 def stripped(frame: Frame) -> Frame:

@@ -23,6 +23,8 @@ from cofield.frame import Batch, Frame
 
 FORMAT = 1
 MOST = 2**16 - 1  # segments of an image that 16 bits can number
+# What reading a damaged file may raise; the last is zipfile's word for a way of packing that it does not know.
+BROKEN = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 ALIKE = 0.02  # the largest difference of a thumbnail's grey from what it was: decoders differ, pictures differ more
 
 
@@ -121,15 +123,7 @@ class SegmentCache:
             with path.open("rb") as stream, np.load(stream) as file:
                 header = json.loads(file["header"].tobytes())
                 tables = [file[f"camera.{i}"].astype(np.int64) for i in range(len(header["cameras"]))]
-        except (
-            ValueError,
-            KeyError,
-            EOFError,
-            OSError,
-            zipfile.BadZipFile,
-            zlib.error,
-            NotImplementedError,
-        ) as problem:
+        except BROKEN as problem:
             raise ValueError(f"{path} holds no segments ({problem}); delete it and run the command again") from problem
         for name, wanted in self._facts(token).items():
             if header.get(name) != wanted:
@@ -148,11 +142,11 @@ class SegmentCache:
 def command(source: str, segmenter: Segmenter, out: Path | str) -> str:
     """What makes such segments of a source; ROOT stands for the folder of a data set."""
     root = "" if source.startswith("world:") else " --root ROOT"
-    name = next((name for name, known in SEGMENTERS.items() if type(known) is type(segmenter)), "")
-    name = next((name for name, known in SEGMENTERS.items() if known == segmenter), name)
-    weights = f" --weights {segmenter.weights}" if isinstance(segmenter, Sam) and segmenter != Sam() else ""
-    kind = f" --segmenter {name}" if name else ""
-    return f"cofield segments {source}{root}{kind}{weights} --out {out}"
+    known = [name for name, each in SEGMENTERS.items() if each == segmenter]
+    if isinstance(segmenter, Sam) and not known:
+        known = [f"sam --weights {segmenter.weights}"]
+    kind = known[0] if known else type(segmenter).__name__
+    return f"cofield segments {source}{root} --segmenter {kind} --out {out}"
 
 
 @dataclass(frozen=True)

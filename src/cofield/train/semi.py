@@ -19,7 +19,7 @@ from cofield.classes import UNKNOWN, Classes
 from cofield.data import Source
 from cofield.data.augment import Augment, mixed, sectors
 from cofield.data.fractions import Subset
-from cofield.data.partly import PartlyLabelled, Truth, aside_of
+from cofield.data.partly import PartlyLabelled, Truth, aside_of, has_label
 from cofield.data.segment_cache import SegmentCache
 from cofield.data.segments import segmenter_called
 from cofield.frame import Batch, Frame, Hidden, collate
@@ -401,6 +401,11 @@ def supplied(task: SemiSegment, config: SegmentTuning, source: Source, chosen: l
     """
     semi, pseudo = config.semi, config.pseudo
     few = Subset(source, chosen)
+    if not any(has_label(few[index]) for index in range(len(few))):
+        raise ValueError(
+            f"no point of the {len(few)} chosen frames of {source.name} has a label; "
+            "choose others by --labels.seed or --labels.fraction, or see cofield check-data"
+        )
     if not (semi.looks or semi.mixing) or len(chosen) == len(source):
         task.supplies = Supplies(others=False)
         return few

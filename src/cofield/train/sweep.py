@@ -149,8 +149,8 @@ def check_done(target: Path, config: Finetuning) -> None:
         return
     wanted = {"task": config.task, "source": config.data.source, "steps": config.optim.steps, "config": digest(config)}
     for name, value in wanted.items():
-        # Cells were once written without a digest, and are what their other facts say.
-        if found := {row[name] for row in read_cell(target) if name in row} - {value}:
+        absent = value if name == "config" else None  # a cell from before there were digests is what the rest says
+        if found := {row.get(name, absent) for row in read_cell(target)} - {value}:
             has = ", ".join(map(str, found))
             raise ValueError(f"{target} has {name} {has}, this sweep {value}; choose another NAME, or remove the file")
 
