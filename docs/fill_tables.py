@@ -15,7 +15,7 @@ from cofield.train.config import flat
 from cofield.train.recipes import recipe
 from cofield.train.results import interval, paired_difference, read_cell, read_results
 from cofield.train.sweep import FROM_TRUNK, kind_of
-from cofield.view.efficiency import ORDER, head, lines, metric_table, ordered, signed
+from cofield.view.efficiency import ORDER, head, lines, metric_table, most_seeds, ordered, signed
 from cofield.view.report import MEANING
 
 ROOT = Path(__file__).parent.parent
@@ -208,10 +208,7 @@ def lidar_segmentation_classes() -> str:
     """Every class at the smallest fraction, of the methods that have as many seeds as any."""
     found = [row for row in segmented() if row["init"] in PLAIN]
     found = [row for row in found if row["fraction"] == min(each["fraction"] for each in found)]
-    seeds: dict[str, set[int]] = {}
-    for row in found:
-        seeds.setdefault(row["init"], set()).add(row["seed"])
-    found = [row for row in found if len(seeds[row["init"]]) == max(map(len, seeds.values()))]
+    found = most_seeds(found)
     names = [name for name in dict.fromkeys(row["metric"] for row in found) if not name.startswith("miou.")]
     titles, rows = metric_table(found, names)
     return markdown([*titles], [[*row] for row in rows])

@@ -118,6 +118,15 @@ def test_the_page_of_methods_has_a_plot_a_table_and_the_classes_of_each_world(me
         assert text in page
 
 
+def test_means_of_classes_are_beside_each_other_where_they_are_over_the_same_seeds(methods: Path) -> None:
+    (methods / "nerf-exact+pseudo.samples=16-2-.json").unlink()
+    here, late = "".join(report_results(methods)).split("delay=0.1</h1>")
+    assert "<td>nerf-exact+pseudo.samples=16</td>" in here
+    assert "<th>nerf-exact+pseudo.samples=16</th>" not in here
+    assert "<th>nerf-exact</th>" in here
+    assert "<th>nerf-exact+pseudo.samples=16</th>" in late
+
+
 @pytest.fixture
 def fill_tables() -> ModuleType:
     spec = importlib.util.spec_from_file_location("fill_tables", Path(__file__).parents[2] / "docs" / "fill_tables.py")

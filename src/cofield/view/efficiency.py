@@ -129,18 +129,28 @@ def method_parts(rows: list[Row], main: str) -> list[str]:
     summary, reference = lines(rows, main), reference_of(rows)
     parts = [
         f"<p>{html.escape(main)} on held-out scans, and how much that is more than of {reference} with the same labels "
-        "and seeds. Bars are 95 % intervals over seeds.</p>",
+        "and seeds. Bars are 95 % intervals over seeds. An open dot is one seed, which may be an easy or a hard one: "
+        "only its difference can be compared with the others'.</p>",
         method_plot(summary, main, reference),
         table(head(reference), [line.cells() for line in summary]),
     ]
     names = [name for name in dict.fromkeys(row["metric"] for row in rows) if name != main]
     for fraction in sorted({line.fraction for line in summary}):
-        here = [row for row in rows if row["fraction"] == fraction]
+        here = most_seeds([row for row in rows if row["fraction"] == fraction])
         for title, is_band in (("Each class", False), ("By distance", True)):
             known = [name for name in names if name.startswith(f"{main}.") == is_band]
             parts.append(f"<h2>{title}, {fraction:.0%} of the labels</h2>")
             parts.append(f"<figure>{table(*metric_table(here, known))}</figure>")
     return parts
+
+
+def most_seeds(rows: list[Row]) -> list[Row]:
+    """The rows of those starts or methods that have the most seeds; a mean over fewer is of other labels."""
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["init"], set()).add(row["seed"])
+    most = max(map(len, seeds.values()))
+    return [row for row in rows if len(seeds[row["init"]]) == most]
 
 
 def metric_table(rows: list[Row], names: list[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -168,7 +178,8 @@ def method_plot(summary: list[Line], metric: str, reference: str) -> str:
                 continue
             colour = FAMILIES.get(line.init.partition("-")[0].partition("+")[0], "#1c2430")
             spread = [[value.mean - value.low], [value.high - value.mean]]
-            axes.errorbar(value.mean, row, xerr=spread, color=colour, marker="o", capsize=3, lw=1.6)
+            inside = "white" if line.seeds < 2 else colour
+            axes.errorbar(value.mean, row, xerr=spread, color=colour, mfc=inside, marker="o", capsize=3, lw=1.6)
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(axis="x", color="#dcdfe4", lw=0.6)
         axes.tick_params(labelsize=9)
