@@ -245,10 +245,32 @@ def lidar_segmentation_sensors() -> str:
 
 def lidar_segmentation_across() -> str:
     """Finished runs on frames of other towns and other sensors, and the paired difference to `supervised` there."""
-    found = read_results(RESULTS / "lidar-segmentation-across")
-    named = [row | {"init": row["run"].rpartition(f"-{row['fraction']:g}-")[0]} for row in found]
-    rows = [[line.source, *line.cells()] for line in lines(named, "miou")]
+    rows = [[line.source, *line.cells()] for line in lines(across(), "miou")]
     return markdown(["tested on", *head("supervised")], rows)
+
+
+def lidar_segmentation_between() -> str:
+    """Methods against each other rather than against `supervised`, where they learned and elsewhere."""
+    known = segmented() + [row for row in across() if "+" not in row["init"]]
+    found = [row for row in known if row["metric"] == "miou" and row["fraction"] == 0.01]
+    pairs = (("nerf-projection", "projection"), ("projection", "nerf-exact"))
+    rows = []
+    for source in dict.fromkeys(row["source"] for row in found):
+        here = {name: [row for row in found if (row["source"], row["init"]) == (source, name)] for name in PLAIN}
+        gains = [
+            signed(paired_difference(here[one], here[other], lambda row: row["seed"]))
+            if here[one] and here[other]
+            else "–"
+            for one, other in pairs
+        ]
+        rows.append([source, *gains])
+    return markdown(["tested on", *(f"{one} over {other}" for one, other in pairs)], rows)
+
+
+def across() -> list[Row]:
+    """Finished runs on frames of other towns and other sensors, by method."""
+    found = read_results(RESULTS / "lidar-segmentation-across")
+    return [row | {"init": row["run"].rpartition(f"-{row['fraction']:g}-")[0]} for row in found]
 
 
 def pseudo_labels() -> str:
@@ -390,6 +412,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lidar-segmentation-ablations": lidar_segmentation_ablations,
     "lidar-segmentation-sensors": lidar_segmentation_sensors,
     "lidar-segmentation-across": lidar_segmentation_across,
+    "lidar-segmentation-between": lidar_segmentation_between,
     "pseudo-labels": pseudo_labels,
     "segmentation-tuning": segmentation_tuning,
     "world": world,

@@ -305,6 +305,9 @@ def collate(frames: list[Frame], epochs: list[int] | None = None) -> Batch:
         )
     images, valid = _padded([frame.cameras for frame in frames])
     tables = [frame.points for frame in frames]
+    for frame, table in zip(frames, tables, strict=True):
+        if not bool(table.xyz_ego.isfinite().all()) or not bool(table.intensity.isfinite().all()):
+            raise ValueError(f"frame {frame.token} has points that are not finite, which would be in every result")
     shifts = torch.tensor([0] + [len(frame.origins_ego) for frame in frames]).cumsum(0)
     points = Points(
         xyz_ego=torch.cat([table.xyz_ego for table in tables]),

@@ -17,7 +17,7 @@ from cofield.train.build import build_finetuning
 from cofield.train.config import PointClasses
 from cofield.train.run import finetune
 from cofield.train.semi import SemiSegment
-from train.test_semi import Town, config, few
+from scans import Town, config, few
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@ import errno
 import json
 import signal
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from cofield.draw import generator
 from cofield.train import checkpoint, run, watch
 from cofield.train.build import build_pretraining, build_trunk, seeded
 from cofield.train.checkpoint import load_trunk, read_trunk, save_trunk, write_whole
-from cofield.train.config import Optim, PointTuning, as_yaml, load_config
+from cofield.train.config import Data, Labels, Model, Optim, PointTuning, as_yaml, load_config
 from cofield.train.run import claim, finetune, open_run, pretrain, read_checkpoint
+from cofield.train.views import Sampling
 from cofield.train.watch import LAST, read_metrics
 from streets import GRID, Hand, config
 
@@ -35,6 +38,21 @@ def train(folder: Path, **optim: int) -> bool:
     return pretrain(replace(base, optim=replace(base.optim, **optim)), folder, Hand(), Hand(2))
 
 
+@contextmanager
+def interrupted_in(step: int) -> Iterator[None]:
+    """Ctrl-C during that step."""
+    original = watch.Watch.on_train_batch_end
+
+    def stop(self, trainer, *rest) -> None:
+        if trainer.global_step == step:
+            signal.raise_signal(signal.SIGINT)
+        original(self, trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(watch.Watch, "on_train_batch_end", stop)
+        yield
+
+
 def test_a_run_leaves_its_configuration_its_curves_and_its_trunk(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train(folder)
@@ -52,21 +70,11 @@ def test_a_run_leaves_its_configuration_its_curves_and_its_trunk(tmp_path: Path)
     assert train(folder), "a finished run is left as it is"
 
 
-def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train(whole)
-    original = watch.Watch.on_train_batch_end
-
-    def stop_after_four(self, trainer, *rest) -> None:
-        if trainer.global_step == 4:
-            signal.raise_signal(signal.SIGINT)
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(watch.Watch, "on_train_batch_end", stop_after_four)
-    assert not train(halves)
-    monkeypatch.setattr(watch.Watch, "on_train_batch_end", original)
+    with interrupted_in(4):
+        assert not train(halves)
     assert read_checkpoint(halves / LAST)["global_step"] == 4
     assert train(halves)
     assert_same_weights(whole, halves)
@@ -136,12 +144,47 @@ def test_a_run_that_ended_between_the_pieces_of_a_step_goes_on_as_if_it_had_not(
     assert read_metrics(in_pieces / "metrics.csv") == read_metrics(tmp_path / "metrics.csv")
 
 
+def test_the_last_step_is_measured_also_where_it_is_no_multiple_of_anything(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", steps=5)
+    assert [step for step, _ in read_metrics(tmp_path / "run" / "metrics.csv")["held_out", "range_error"]] == [3, 5]
+
+
+def test_a_run_that_measures_nothing_ends_without_a_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = config(data=Data(source="hand", batch=2, workers=0, validation=0))
+    optim = Optim(steps=3, precision="32", save_every=2, validate_every=2)
+    tuning = PointTuning(grid=GRID, data=base.data, model=replace(base.model, camera="none"), optim=optim)
+    assert finetune(tuning, tmp_path / "run", Hand(), Hand(2)) == {}
+    assert "no held-out frame was measured, so there is no score" in capfd.readouterr().err
+    assert finetune(tuning, tmp_path / "run", Hand(), Hand(2)) == {}
+
+
+def test_a_run_does_not_go_on_with_other_labelled_frames(tmp_path: Path) -> None:
+    """As when it was begun on half of a download."""
+    base = config()
+    optim = Optim(steps=4, precision="32", save_every=2, validate_every=4)
+    tuning = PointTuning(
+        grid=GRID,
+        data=base.data,
+        model=replace(base.model, camera="none"),
+        optim=optim,
+        labels=Labels(fraction=0.5),
+    )
+    with interrupted_in(2):
+        assert finetune(tuning, tmp_path / "run", Hand(4), Hand(2)) is None
+    with pytest.raises(ValueError, match=r"began with 2 of 4 frames of hand labelled; now it .*4 of 8 frames"):
+        finetune(tuning, tmp_path / "run", Hand(8), Hand(2))
+    with pytest.raises(ValueError, match="began with 2 of 4 frames of hand"):
+        finetune(tuning, tmp_path / "run", Hand(4, name="other"), Hand(2))
+    assert finetune(tuning, tmp_path / "run", Hand(4), Hand(2))
+
+
+@pytest.mark.parametrize("every", [2, 5])
 @pytest.mark.parametrize("when", ["in the last step", "while it was measured"])
 def test_a_fine_tuning_that_was_interrupted_at_its_end_has_the_score_of_one_that_was_not(
-    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    when: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = config()
-    optim = Optim(steps=2, precision="32", save_every=2, validate_every=2)
+    optim = Optim(steps=2, precision="32", save_every=2, validate_every=every)
     tuning = PointTuning(grid=GRID, data=base.data, model=replace(base.model, camera="none"), optim=optim)
     whole = finetune(tuning, tmp_path / "whole", Hand(), Hand(2))
     assert whole
@@ -251,6 +294,23 @@ def test_a_configuration_with_a_wrong_field_is_refused_by_name(tmp_path: Path) -
     path.write_text("{")
     with pytest.raises(ValueError, match="no configuration"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Optim(steps=0), "optim.steps is at least 1, got 0"),
+        (lambda: Optim(validate_every=0), "optim.validate_every is at least 1"),
+        (lambda: Optim(save_every=-1), "optim.save_every is at least 1"),
+        (lambda: Data(batch=0), "data.batch is at least 1"),
+        (lambda: Data(validation=-1), "data.validation is at least 0"),
+        (lambda: Model(width=0), "model.width is at least 1"),
+        (lambda: Sampling(samples=1), "views.samples is at least 2"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused_by_name(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
 def test_no_group_of_the_config_has_more_fields_than_fit_on_a_screen() -> None:

@@ -31,9 +31,9 @@ from cofield.train.config import Data, Head, MapTuning, Optim, PointClasses, Poi
 from cofield.train.predict import score, write_predictions
 from cofield.train.run import finetune
 from cofield.train.score_files import score_file, without_images
+from scans import config as segmenting
+from scans import few
 from streets import GRID, Hand, config, frame
-from train.test_semi import config as segmenting
-from train.test_semi import few
 
 PLAIN = {
     "data": Data(source="world:tiny", batch=1, workers=0, validation=1),

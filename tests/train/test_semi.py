@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cofield import cli
-from cofield.classes import LIDARSEG, UNKNOWN, Classes
-from cofield.data import Source
+from cofield.classes import UNKNOWN
 from cofield.data.augment import Augment
 from cofield.data.loader import Beside, Order
 from cofield.data.partly import Aside, PartlyLabelled, Truth, aside_of
@@ -18,14 +17,13 @@ from cofield.data.segments import Exact, Felzenszwalb
 from cofield.data.simulate import World
 from cofield.data.stored import Stored
 from cofield.frame import Batch, Frame, collate
-from cofield.grid import CylinderGrid
 from cofield.models.field import Field
 from cofield.models.project import in_front
 from cofield.models.semantics import segmentation_loss
 from cofield.rays import Rays
 from cofield.train import run, semi
 from cofield.train.build import build_finetuning
-from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
+from cofield.train.config import Labels, Model, Optim, Pseudo, SegmentTuning, Semi, as_yaml, load_config
 from cofield.train.methods import METHODS, with_method
 from cofield.train.recipes import RECIPES, recipe
 from cofield.train.roads import cylinder
@@ -38,71 +36,19 @@ from cofield.train.semi import (
     inclination,
     interleaved,
     scans_of,
-    supplied,
     total,
 )
 from cofield.train.sweep import Sweep, cells, configured
 from cofield.train.watch import read_metrics
 from cofield.view import segments as segment_pictures
 from cofield.view.efficiency import ordered
+from scans import ROUND, TRUSTING, Town, config, few, made
 from streets import GRID, frame
-
-ROUND = CylinderGrid((0.0, -torch.pi, -2.0), (1.5, torch.pi / 8, 1.0), (8, 16, 6))
-TRUSTING = Pseudo(segmenter="felzenszwalb", threshold=None, voters=1, smallest=1, count=4, rays=8, samples=12)
-
-
-@dataclass(frozen=True)
-class Town:
-    """Frames by hand whose points' labels can be shifted, from a frame on; without cameras if asked."""
-
-    frames: int = 5
-    shift: int = 0
-    cameras: int = 2
-    name: str = "town"
-    box_classes: Classes | None = None
-    point_classes: Classes | None = LIDARSEG
-
-    def __len__(self) -> int:
-        return self.frames
-
-    def __getitem__(self, index: int) -> Frame:
-        made = frame(f"frame {index}", cameras=self.cameras)
-        assert made.points.labels is not None
-        labels = made.points.labels if index == 0 else (made.points.labels + self.shift) % 16
-        return replace(made, points=replace(made.points, labels=labels))
-
-    def scenes(self) -> list[str]:
-        return ["scene"] * self.frames
-
-
-def config(semi: Semi | None = None, pseudo: Pseudo = TRUSTING, **groups: Any) -> SegmentTuning:
-    parts = {
-        "grid": GRID,
-        "data": Data(source="town", batch=1, workers=0, validation=2),
-        "labels": Labels(fraction=0.2),
-        "model": Model(camera="none", width=8, lidar_width=16, field_width=16),
-        "semi": semi or few(),
-        "pseudo": pseudo,
-        "optim": Optim(steps=2, precision="32", save_every=2, validate_every=2),
-    }
-    return SegmentTuning(**parts | groups)
-
-
-def few(method: str = "nerf", **changes: Any) -> Semi:
-    return Semi(**{"method": method, "unlabelled": 1, "beams": 16, "ramp": (0.0, 0.0)} | changes)
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COFIELD_CACHE", str(tmp_path / "cache"))
-
-
-def made(wish: SegmentTuning, town: Source | None = None) -> tuple[SemiSegment, Batch]:
-    """A task, and a batch of a labelled scan and one that is not."""
-    task = build_finetuning(wish)
-    assert isinstance(task, SemiSegment)
-    source = supplied(task, wish, town or Town(), [0])
-    return task, collate([source[0], source[2]])
 
 
 def test_nobody_can_read_a_label_of_an_unlabelled_frame() -> None:
@@ -539,6 +485,8 @@ def test_an_ablation_is_a_cell_of_the_same_sweep() -> None:
         "pseudo.treshold=1": r"has no field pseudo.treshold; cofield recipes NAME prints them",
         "pseudo.samples=many": "'pseudo.samples=many': Input should be a valid integer",
         "pseudo.samples": "write FIELD=VALUE",
+        "semi.ramp=[0.1": r"\[0.1 is no value; lists are written \[0.1, 0.5\]",
+        "data.validation=0": "a sweep compares scores",
         "optim.steps=9": "changes what the sweep itself sets by --seeds, --fractions, --steps",
     }.items():
         with pytest.raises(ValueError, match=words):

@@ -11,6 +11,7 @@ from cofield.models.mapseg import MapHead
 from cofield.train import run, sweep
 from cofield.train.build import seeded
 from cofield.train.config import Data, Finetuning, Head, Labels, MapTuning, Optim, Start
+from cofield.train.recipes import recipe_for
 from cofield.train.results import interval, paired_difference, read_results, write_results
 from cofield.train.run import finetune, open_finetuned, open_run, pretrain
 from cofield.train.sweep import Cell, Sweep, cells, claimed, configured, rows, run_sweep
@@ -139,19 +140,44 @@ def test_a_sweep_writes_a_file_per_cell_and_goes_on_where_it_stopped(
     assert run_sweep(elsewhere, plan, tmp_path / "results", tmp_path / "runs") == []
 
 
-def test_cells_written_before_they_had_a_digest_are_known_by_their_other_facts(tmp_path: Path) -> None:
-    plan, target = Sweep((0.5,), seeds=(0,), inits=("scratch",)), tmp_path / "scratch-0.5-frames-seed0.json"
+def test_cells_written_before_they_had_a_digest_are_known_by_the_recipe_of_their_command(tmp_path: Path) -> None:
+    plan, target = Sweep((0.5,), seeds=(0,), inits=("supervised",)), tmp_path / "supervised-0.5-frames-seed0.json"
+    base = recipe_for("lidarseg:world:small", Finetuning)
+    base = replace(base, optim=replace(base.optim, steps=4))
     (cell,) = cells(plan, 4)
-    old = rows(configured(tuning(), cell), cell, {"miou": 0.5})
+    old = rows(configured(base, cell), cell, {"miou": 0.5})
     for row in old:
         del row["config"]
-    write_results(target, old, 1.0)
-    assert run_sweep(tuning(), plan, tmp_path, tmp_path) == []
+    write_results(target, old, 1.0, "cofield sweep cells --recipe lidarseg:world:small --fractions 0.5 --steps 4")
+    assert run_sweep(base, plan, tmp_path, tmp_path) == []
+    for command in ("--recipe lidarseg:world:small-cylinder", "--recipe map:gone", "--recipe", ""):
+        write_results(target, old, 1.0, f"cofield sweep cells --steps 4 {command}")
+        with pytest.raises(ValueError, match=r"json has config .*, this sweep [0-9a-f]{12}; choose"):
+            run_sweep(base, plan, tmp_path, tmp_path)
     for row in old:
         del row["source"]
     write_results(target, old, 1.0)
     with pytest.raises(ValueError, match="has source None, this sweep"):
-        run_sweep(tuning(), plan, tmp_path, tmp_path)
+        run_sweep(base, plan, tmp_path, tmp_path)
+
+
+def test_trunks_are_told_apart_by_name_and_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"two have one name: runs/a/cylinder, runs/b/cylinder"):
+        Sweep(inits=("pretrained",), trunks=("runs/a/cylinder", "runs/b/cylinder"))
+    monkeypatch.setattr(sweep, "finetune", lambda config, folder: {"miou": 0.5})
+    for place, weights in (("one", b"first"), ("two", b"second")):
+        (tmp_path / place / "trunk").mkdir(parents=True)
+        (tmp_path / place / "trunk" / run.TRUNK).write_bytes(weights)
+
+    def sweep_from(place: str) -> list[Cell]:
+        plan = Sweep((0.5,), (0,), inits=("pretrained",), trunks=(str(tmp_path / place / "trunk"),))
+        return run_sweep(tuning(), plan, tmp_path / "results", tmp_path / "runs")
+
+    assert sweep_from("one") == []
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert sweep_from("moved") == [], "where a trunk is makes no other cell"
+    with pytest.raises(ValueError, match="choose another NAME"):
+        sweep_from("two")
 
 
 def test_a_cell_whose_changes_name_a_folder_is_one_file() -> None:

@@ -31,8 +31,8 @@ from cofield.view.pseudo import (
     running_mean,
     shares_plot,
 )
+from scans import ROUND, TRUSTING, Town, config, few
 from streets import GRID, frame
-from train.test_semi import ROUND, TRUSTING, Town, config, few
 
 
 def with_truth(made: Frame) -> Frame:

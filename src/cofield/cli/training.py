@@ -105,13 +105,13 @@ def sweep(arguments: list[str]) -> int:
     """Run label fraction × seed × initialisation, a file per cell; several at once share the work."""
     from cofield.train.config import Finetuning
     from cofield.train.recipes import recipe_for
-    from cofield.train.sweep import Sweep, run_sweep
+    from cofield.train.sweep import RECIPE, Sweep, run_sweep
 
     scratch = Sweep(inits=("scratch",))
 
     def options(
         name: Word,
-        recipe: str = "map:world:small",
+        recipe: str = RECIPE,
         source: str | None = None,
         root: Path | None = None,
         steps: int | None = None,
@@ -134,7 +134,7 @@ def sweep(arguments: list[str]) -> int:
         base = recipe_for(recipe, Finetuning)
         place = base.data.root if root is None else str(root)
         base = replace(base, data=replace(base.data, source=source or base.data.source, root=place))
-        base = replace(base, optim=replace(base.optim, steps=steps or base.optim.steps))
+        base = replace(base, optim=replace(base.optim, steps=base.optim.steps if steps is None else steps))
         return base, plan, results / name, runs / name
 
     left = run_sweep(*parse(options, sweep, arguments))

@@ -1,6 +1,7 @@
 """A source that is labelled in part: what its other frames show, and nothing that anybody said about them."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +136,12 @@ class PartlyLabelled(Wrapped):
 def has_label(frame: Frame) -> bool:
     """Whether a point of the frame is labelled."""
     return frame.points.labels is not None and bool((frame.points.labels != UNKNOWN).any())
+
+
+def still_labelled(change: Callable[[Frame, int], Frame], frame: Frame, epoch: int) -> Frame:
+    """The frame changed; as it is if it would lose all its labels, which would make it one of the others."""
+    changed = change(frame, epoch)
+    return frame if has_label(frame) and not has_label(changed) else changed
 
 
 def stripped(frame: Frame) -> Frame:

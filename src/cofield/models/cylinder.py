@@ -46,8 +46,9 @@ class Cylinder3D(nn.Module):
     The first two strides also halve the height, the other two do not. Every step up ends on the very sites of its
     step down. The context module then weighs each voxel by what lies along the three axes.
 
-    The azimuth has no seam: kernels reach over it. Turning the world by whole cells turns the features if the number
-    of cells is a multiple of 16 and so is the turn; with 180 cells the coarse levels have one uneven pair at the seam.
+    Kernels reach over the azimuth's seam, so that cells there have neighbours as all others do; with a number of cells
+    that is no multiple of 16, as 180, the coarse levels have one uneven pair at it. What a point tells of itself, φ, x
+    and y, is of the car, as in the paper (p): turning the world does not just turn the features.
 
     A point beyond the border counts to the nearest cell (r), so that every point has one.
 

@@ -14,6 +14,7 @@ from cofield.grid import BoxGrid, Grid, grid_from_plain
 from cofield.models.blocks import Norm
 from cofield.models.mask import Masking
 from cofield.train.few_labels import PIXELS, Pseudo, Semi
+from cofield.train.least import at_least
 from cofield.train.losses import Weights
 from cofield.train.views import Sampling
 
@@ -28,7 +29,7 @@ class Data:
         skip_broken: step over frames that cannot be read, and say which.
         batch: frames per step.
         workers: processes that load frames beside the training.
-        validation: held-out frames that the validation loss is measured on.
+        validation: held-out frames that a run is measured on; 0 measures nothing.
         store: keep frames on disk once they are read, for sources that compute them.
         sweeps: earlier LiDAR sweeps to add to each frame's own; None is what the source does by itself.
     """
@@ -41,6 +42,9 @@ class Data:
     store: bool = False
     skip_broken: bool = False
     sweeps: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least("data", self, batch=1, workers=0, validation=0, sweeps=0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,9 @@ class Model:
     directions: bool = True
     sampler: Literal["even", "guided", "twice", "skipping"] = "even"
 
+    def __post_init__(self) -> None:
+        at_least("model", self, lift_width=1, width=1, camera_width=1, lidar_width=1, bins=2, field_width=1)
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -110,7 +117,7 @@ class Optim:
         nodes: machines, each with that many.
         accumulate: equal pieces that a step's frames are taken in, one after the other, to save memory.
         save_every: steps between checkpoints.
-        validate_every: steps between validations.
+        validate_every: steps between validations; the last step has one in any case.
     """
 
     steps: int = 700
@@ -126,6 +133,9 @@ class Optim:
     accumulate: int = 1
     save_every: int = 200
     validate_every: int = 200
+
+    def __post_init__(self) -> None:
+        at_least("optim", self, steps=1, devices=1, nodes=1, accumulate=1, save_every=1, validate_every=1, rate_batch=0)
 
     def scaled(self, batch: int) -> "Optim":
         """The same with the learning rate for so many frames a step."""

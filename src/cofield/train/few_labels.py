@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cofield.train.least import at_least
+
 PIXELS = "pixels"  # in place of a segmenter: every pixel is a segment of its own
 
 
@@ -105,7 +107,4 @@ class Pseudo:
     balance: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("rays", 1), ("samples", 2), ("cameras", 1), ("voters", 1), ("smallest", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"pseudo.{name} is at least {least}, got {value}")
+        at_least("pseudo", self, count=1, rays=1, samples=2, cameras=1, voters=1, smallest=1)

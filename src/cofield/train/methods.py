@@ -54,7 +54,10 @@ def with_changes(base: Finetuning, changes: str) -> Finetuning:
             raise ValueError(f"{change!r} is no change; write FIELD=VALUE, as pseudo.threshold=0.1")
         if name not in flat(base):
             raise ValueError(f"{change!r}: a {base.task} run has no field {name}; cofield recipes NAME prints them")
-        value = None if text == "none" else yaml.safe_load(text)
+        try:
+            value = None if text == "none" else yaml.safe_load(text)
+        except yaml.YAMLError as problem:
+            raise ValueError(f"{change!r}: {text} is no value; lists are written [0.1, 0.5]") from problem
         kind = TypeAdapter(type(base))
         plain = kind.dump_python(base, mode="json")
         if member:

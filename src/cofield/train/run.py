@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -21,7 +21,7 @@ from cofield.data.balance import balanced, classes_present
 from cofield.data.folders import SkipBroken, readable
 from cofield.data.fractions import Subset, labelled
 from cofield.data.loader import Beside, Order, evaluation_batches, spread, training_batches
-from cofield.data.partly import PartlyLabelled
+from cofield.data.partly import PartlyLabelled, still_labelled
 from cofield.data.paste import Objects, Pasting, collect
 from cofield.data.stored import Stored
 from cofield.frame import Frame, collate
@@ -51,6 +51,7 @@ from cofield.train.tasks import Pretrain, Supervised
 from cofield.train.watch import LAST, Watch, WholeFiles, is_measured, say
 
 CONFIG, TRUNK, SCORES, OBJECTS = "config.yaml", "trunk.safetensors", "scores.json", "objects.safetensors"
+LABELS = "labels.json"
 Task = TypeVar("Task", Pretrain, Supervised)
 
 
@@ -81,7 +82,7 @@ def finetune(
     """Train trunk and head on the labelled share of a source; the held-out score, None if it was interrupted.
 
     The labelled frames are written to `labels.json`, what was loaded into the trunk to `loading.txt`, the score to
-    `scores.json`.
+    `scores.json`: of the last step, and empty if `data.validation` is 0.
     """
     start = claim(config, folder)
     if (folder / SCORES).exists():
@@ -93,11 +94,14 @@ def finetune(
     labels = config.labels
     chosen = labelled(source, labels.fraction, labels.split, labels.seed)
     task = build_finetuning(config)
+    taken = {"source": source.name, "of": len(source), "frames": chosen}
     if start == 0:
-        write_whole(folder / "labels.json", json.dumps({"source": source.name, "frames": chosen}).encode())
+        write_whole(folder / LABELS, json.dumps(taken).encode())
         report = start_trunk(task.trunk, config)
         write_whole(folder / "loading.txt", f"{report}\n".encode())
         say(f"{folder}: {describe(task.trunk)}, from {config.start.trunk or 'scratch'}: {report}")
+    else:
+        check_labels(folder / LABELS, taken)
     say(f"{len(chosen)} of {len(source)} frames of {source.name} are labelled")
     taught = Subset(source, chosen)
     if isinstance(config, SegmentTuning) and isinstance(task, SemiSegment):
@@ -111,9 +115,21 @@ def finetune(
     if not fit(task, config, folder, start, taught, held_out, pasting):
         return None
     scores = task.latest
+    if not scores:
+        say(f"no held-out frame was measured, so there is no score; cofield evaluate {folder} makes one")
     write_whole(folder / SCORES, json.dumps(scores).encode())
     save_trunk(task.trunk, folder / TRUNK, {"source": config.data.source, "steps": config.optim.steps})
     return scores
+
+
+def check_labels(written: Path, taken: dict[str, Any]) -> None:
+    """Refuse to go on with other labelled frames than a run began with, as when a download was completed meanwhile."""
+    former = json.loads(written.read_text())
+    if any(taken[name] != value for name, value in former.items()):
+        was, now = (
+            f"{len(each['frames'])} of {each.get('of', 'the')} frames of {each['source']}" for each in (former, taken)
+        )
+        raise ValueError(f"{written} says that this run began with {was} labelled; now it would be others, {now}")
 
 
 def build_pasting(config: BoxTuning, source: Source, folder: Path) -> Pasting | None:
@@ -157,13 +173,18 @@ def start_trunk(trunk: Trunk | Cylinder3D, config: Finetuning) -> LoadReport | s
     start = config.start
     if start.trunk is None:
         return "nothing loaded, every weight is fresh"
-    path = Path(start.trunk)
+    path = trunk_file(start.trunk)
     if path.suffix in (".pth", ".pt"):
         if not isinstance(trunk, Trunk):
             raise ValueError(f"{path} holds weights of a trunk of boxes; a cylinder starts from a run of its own")
         return load_foreign(trunk, path, start.parts or shared_parts(trunk))
-    path = path / TRUNK if path.is_dir() else path
     return load_trunk(trunk, path, start.parts or None, start.allow_grid_change)
+
+
+def trunk_file(trunk: str) -> Path:
+    """The file of a trunk that is named by its run or by itself."""
+    path = Path(trunk)
+    return path / TRUNK if path.is_dir() else path
 
 
 def fit(
@@ -182,6 +203,8 @@ def fit(
     change = None if augment.is_still() else partial(augment, centre=config.grid.origin_ego)
     if pasting is not None:
         change = partial(in_turn, [pasting] if change is None else [pasting, change])
+    if isinstance(source, PartlyLabelled) and change is not None:
+        change = partial(still_labelled, change)
     beside = source.beside if isinstance(source, PartlyLabelled) else 0
     watch = Watch(folder, optim.steps, optim.save_every, data.batch + beside, start)
     with quiet_engine():
@@ -206,13 +229,15 @@ def fit(
             say(f"{folder}: {needed.describe(data.batch + beside, order.share, optim.steps)}")
             say(f"the learning rate rises to {task.optim.rate:.3g}, for {data.batch} frames a step")
         due = start == optim.steps or (start % optim.validate_every == 0 and not is_measured(folder, start))
-        if start and due:
+        if start and due and rows:
             task.load_state_dict(read_checkpoint(folder / LAST)["state_dict"])
             trainer.validate(task, validation, verbose=False)
         trainer.fit(task, batches, validation, ckpt_path=folder / LAST if start else None, weights_only=True)
-    if watch.interrupted and trainer.global_step < optim.steps:
-        say(f"stopped at step {trainer.global_step} of {optim.steps}; the same command goes on from there")
-        return False
+        if watch.interrupted and trainer.global_step < optim.steps:
+            say(f"stopped at step {trainer.global_step} of {optim.steps}; the same command goes on from there")
+            return False
+        if start < optim.steps and optim.steps % optim.validate_every and rows:
+            trainer.validate(task, validation, verbose=False)
     return True
 
 
@@ -337,6 +362,7 @@ def quiet_engine() -> Iterator[None]:
     meant = [
         ".*does not have many workers.*",
         ".*LeafSpec.* is deprecated.*",
+        ".*Total length of `DataLoader` across ranks is zero.*",
     ]
     with warnings.catch_warnings():
         for message in meant:

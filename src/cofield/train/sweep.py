@@ -1,23 +1,28 @@
 """Label fraction × seed × initialisation: many small runs, each a file, by as many processes as there are."""
 
 import hashlib
+import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from cofield.data.fractions import Split
 from cofield.train.config import Finetuning, flat
 from cofield.train.methods import METHODS, with_changes, with_method
+from cofield.train.recipes import fitting, recipe_for
 from cofield.train.results import Row, read_cell, write_results
-from cofield.train.run import finetune
+from cofield.train.run import finetune, trunk_file
 from cofield.train.watch import say
 
 STARTS = ("scratch", "pretrained", "scratch-equal-compute", "scratch-converged")
 FROM_TRUNK = "pretrained-"  # before a method's name
+RECIPE = "map:world:small"  # of a sweep that names none
 KINDS = (*STARTS, *METHODS, *(FROM_TRUNK + name for name in METHODS))
 
 
@@ -50,6 +55,10 @@ class Sweep:
             raise ValueError(f"no cell is called {', '.join(sorted(unknown))}; there is {known}, and pretrained-METHOD")
         if any(map(from_trunk, kinds)) and not self.trunks:
             raise ValueError("--trunks names the pre-training runs that the pretrained cells start from; it is empty")
+        if len({Path(trunk).name for trunk in self.trunks}) < len(self.trunks):
+            raise ValueError(
+                f"cells are named by their trunks' folders, and two have one name: {', '.join(self.trunks)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def run_sweep(base: Finetuning, sweep: Sweep, out: Path, runs: Path) -> list[Cel
     wanted = {cell: configured(base, cell) for cell in every}
     out.mkdir(parents=True, exist_ok=True)
     for cell, config in wanted.items():
-        check_done(out / f"{cell.name}.json", config)
+        check_done(out / f"{cell.name}.json", base, cell, config)
     for cell, config in wanted.items():
         target = out / f"{cell.name}.json"
         if target.exists():
@@ -138,32 +147,57 @@ def configured(base: Finetuning, cell: Cell) -> Finetuning:
         labels=replace(base.labels, fraction=cell.fraction, split=cell.split, seed=cell.seed),
         optim=replace(base.optim, steps=cell.steps, seed=cell.seed, validate_every=cell.steps, save_every=100),
     )
+    if not config.data.validation:
+        raise ValueError("a sweep compares scores, and with data.validation 0 there is none")
     if with_changes(config, changes) != config:
         raise ValueError(f"{cell.init} changes what the sweep itself sets by --seeds, --fractions, --steps or --trunks")
     return config
 
 
-def check_done(target: Path, config: Finetuning) -> None:
+def check_done(target: Path, base: Finetuning, cell: Cell, config: Finetuning) -> None:
     """Refuse a finished cell of that name that is of another source, length or recipe: it would pass for this one."""
     if not target.exists():
         return
     wanted = {"task": config.task, "source": config.data.source, "steps": config.optim.steps, "config": digest(config)}
     for name, value in wanted.items():
-        absent = value if name == "config" else None  # a cell from before there were digests is what the rest says
-        if found := {row.get(name, absent) for row in read_cell(target)} - {value}:
-            has = ", ".join(map(str, found))
+        found = {row.get(name) for row in read_cell(target)}
+        if name == "config" and found == {None}:
+            found = {digest_by_command(target, base, cell)}
+        if found - {value}:
+            has = ", ".join(map(str, found - {value}))
             raise ValueError(f"{target} has {name} {has}, this sweep {value}; choose another NAME, or remove the file")
 
 
+def digest_by_command(target: Path, base: Finetuning, cell: Cell) -> str:
+    """The digest of a cell from before cells had one: of the recipe that its command names, as that recipe is now."""
+    words = shlex.split(json.loads(target.read_text()).get("command", ""))
+    name = words[words.index("--recipe") + 1] if "--recipe" in words[:-1] else RECIPE
+    if name not in fitting(Finetuning):
+        return f"of an unknown recipe, {name}"
+    recipe = recipe_for(name, Finetuning)
+    place = replace(recipe.data, source=base.data.source, root=base.data.root)
+    try:
+        return digest(configured(replace(recipe, data=place), cell))
+    except ValueError:  # a method of another task
+        return f"of the recipe {name}"
+
+
 def digest(config: Finetuning) -> str:
-    """A short name of what a configuration changes of the defaults, wherever its data, trunk and machine are."""
+    """A short name of what a configuration changes of the defaults, and of its trunk's weights, wherever they are."""
     plain, mine = (flat(each) for each in (type(config)(grid=config.grid), config))
     changed = {name: value for name, value in mine.items() if name.startswith("grid.") or value != plain[name]}
     for place in ("data.root", "data.workers"):
         changed.pop(place, None)
     if config.start.trunk is not None:
-        changed["start.trunk"] = Path(config.start.trunk).name
+        changed["start.trunk"] = of_file(trunk_file(config.start.trunk))
     return hashlib.blake2s(repr(sorted(changed.items())).encode(), digest_size=6).hexdigest()
+
+
+@cache
+def of_file(path: Path) -> str:
+    """A short name of what a file holds."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2s").hexdigest()
 
 
 def rows(config: Finetuning, cell: Cell, scores: dict[str, float]) -> list[Row]:

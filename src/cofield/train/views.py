@@ -19,6 +19,7 @@ from cofield.models.fields import within
 from cofield.models.lift import DepthBins
 from cofield.ops.voxelize import is_nearest, nearest, voxelize
 from cofield.rays import Rays, choose
+from cofield.train.least import at_least
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Sampling:
     above: int = 256
     samples: int = 48
     each: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("views", self, pixels=1, beams=1, above=1, samples=2)
 
 
 @dataclass(frozen=True)
