@@ -8,7 +8,7 @@ import pytest
 from cofield import cli
 from cofield.train.methods import METHODS
 from cofield.train.results import read_results, write_results
-from cofield.view.efficiency import lines, report_results
+from cofield.view.efficiency import lines, ordered, report_results
 
 
 def cell(folder: Path, init: str, fraction: float, seed: int, value: float, trunk: str | None = None) -> None:
@@ -106,6 +106,15 @@ def test_methods_are_compared_with_supervised_in_their_own_world(methods: Path) 
     assert found[0].gain is None
     assert [line.gain.mean for line in found if line.gain] == pytest.approx([-0.01, -0.02, -0.03] * 2)
     assert found[4].value.mean - found[0].value.mean == pytest.approx(0.1)
+
+
+def test_variants_are_in_the_order_of_their_numbers() -> None:
+    names = ["nerf-exact+pseudo.samples=128", "nerf-exact", "nerf-exact+pseudo.samples=16", "supervised"]
+    assert ordered(names) == [names[3], names[1], names[2], names[0]]
+    rows = [{"source": f"world:small+range={far}", "fraction": 0.01, "init": "supervised", "seed": 0, "steps": 1}
+            for far in ("100", "25", "7.5")]  # fmt: skip
+    found = lines([row | {"metric": "miou", "value": 0.5} for row in rows], "miou")
+    assert [line.source.partition("=")[2] for line in found] == ["7.5", "25", "100"]
 
 
 def test_the_page_of_methods_has_a_plot_a_table_and_the_classes_of_each_world(methods: Path, tmp_path: Path) -> None:

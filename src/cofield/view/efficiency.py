@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import StringIO
@@ -57,10 +58,15 @@ def reference_of(rows: Iterable[Row]) -> str:
 
 
 def ordered(inits: Iterable[str]) -> list[str]:
-    """Starts and methods as they are listed here, each followed by what was changed of it."""
+    """Starts and methods as they are listed here, each followed by what was changed of it, numbers ascending."""
     methods = [start + name for name in METHODS for start in ("", FROM_TRUNK)]
     place = {name: k for k, name in enumerate([*ORDER, *methods])}
-    return sorted(set(inits), key=lambda init: (place.get(kind_of(init), len(place)), init))
+    return sorted(set(inits), key=lambda init: (place.get(kind_of(init), len(place)), by_number(init)))
+
+
+def by_number(name: str) -> list[str | float]:
+    """A key to sort names by, in which 16 is before 128."""
+    return [float(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", name))]
 
 
 def lines(rows: Iterable[Row], metric: str, reference: str | None = None) -> list[Line]:
@@ -68,7 +74,8 @@ def lines(rows: Iterable[Row], metric: str, reference: str | None = None) -> lis
     found = [row for row in rows if row["metric"] == metric]
     reference = reference or reference_of(found)
     summary = []
-    for source, fraction in sorted({(row["source"], row["fraction"]) for row in found}):
+    cells = {(row["source"], row["fraction"]) for row in found}
+    for source, fraction in sorted(cells, key=lambda cell: (by_number(cell[0]), cell[1])):
         here = [row for row in found if (row["source"], row["fraction"]) == (source, fraction)]
         plain = [row for row in here if row["init"] == reference]
         for init in ordered(row["init"] for row in here):
