@@ -249,6 +249,12 @@ def lidar_segmentation_across() -> str:
     return markdown(["tested on", *head("supervised")], rows)
 
 
+def lidar_segmentation_cylinder() -> str:
+    """A cylinder from scratch and from a trunk that was pre-trained without labels."""
+    found = read_results(RESULTS / "lidar-segmentation-cylinder")
+    return markdown([*head("supervised")], [[*line.cells()] for line in lines(found, "miou")])
+
+
 def lidar_segmentation_between() -> str:
     """Methods against each other rather than against `supervised`, where they learned and elsewhere."""
     known = segmented() + [row for row in across() if "+" not in row["init"]]
@@ -413,6 +419,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lidar-segmentation-sensors": lidar_segmentation_sensors,
     "lidar-segmentation-across": lidar_segmentation_across,
     "lidar-segmentation-between": lidar_segmentation_between,
+    "lidar-segmentation-cylinder": lidar_segmentation_cylinder,
     "pseudo-labels": pseudo_labels,
     "segmentation-tuning": segmentation_tuning,
     "world": world,
