@@ -12,34 +12,26 @@ from cofield.grid import CylinderGrid
 from cofield.train.build import build_finetuning
 from cofield.train.config import Data, Labels, Model, Optim, Pseudo, SegmentTuning, Semi
 from cofield.train.semi import SemiSegment, supplied
-from streets import GRID, frame
+from streets import GRID, Hand, frame
 
 ROUND = CylinderGrid((0.0, -torch.pi, -2.0), (1.5, torch.pi / 8, 1.0), (8, 16, 6))
 TRUSTING = Pseudo(segmenter="felzenszwalb", threshold=None, voters=1, smallest=1, count=4, rays=8, samples=12)
 
 
 @dataclass(frozen=True)
-class Town:
+class Town(Hand):
     """Frames by hand whose points' labels can be shifted, from a frame on; without cameras if asked."""
 
-    frames: int = 5
+    name: str = "town"
+    point_classes: Classes | None = LIDARSEG
     shift: int = 0
     cameras: int = 2
-    name: str = "town"
-    box_classes: Classes | None = None
-    point_classes: Classes | None = LIDARSEG
-
-    def __len__(self) -> int:
-        return self.frames
 
     def __getitem__(self, index: int) -> Frame:
         made = frame(f"frame {index}", cameras=self.cameras)
         assert made.points.labels is not None
         labels = made.points.labels if index == 0 else (made.points.labels + self.shift) % 16
         return replace(made, points=replace(made.points, labels=labels))
-
-    def scenes(self) -> list[str]:
-        return ["scene"] * self.frames
 
 
 def config(semi: Semi | None = None, pseudo: Pseudo = TRUSTING, **groups: Any) -> SegmentTuning:
